@@ -1,0 +1,1 @@
+"""The ASGI side of a worker: loads the application, builds scopes, runs exchanges."""
