@@ -1,0 +1,81 @@
+"""The exception tree. A message says who, what, and the numbers; none is chosen by its text."""
+
+from collections.abc import Iterable, Iterator
+
+__all__ = [
+    "AppError",
+    "AsgiriError",
+    "ChannelClosedError",
+    "ConfigError",
+    "FdsLostError",
+    "IpcError",
+    "LocalProtocolError",
+    "RingCorruptError",
+    "StartError",
+]
+
+
+class AsgiriError(Exception):
+    """Root of the tree; never raised itself."""
+
+
+class ConfigError(AsgiriError):
+    """An option has a value that it cannot have. Carries every problem found, not only the first."""
+
+    def __init__(
+        self, option: str, value: object, remedy: str, *, others: Iterable["ConfigError"] = ()
+    ) -> None:
+        super().__init__(option, value, remedy)
+        self.option = option
+        self.value = value
+        self.remedy = remedy
+        self._others = tuple(others)
+
+    @classmethod
+    def raise_all(cls, problems: Iterable["ConfigError"]) -> None:
+        """Raise one error that carries all of `problems`; do nothing when there is none."""
+        flat = [problem for error in problems for problem in error.problems()]
+        if flat:
+            first, *others = flat
+            raise cls(first.option, first.value, first.remedy, others=others)
+
+    def problems(self) -> Iterator["ConfigError"]:
+        yield ConfigError(self.option, self.value, self.remedy)
+        yield from self._others
+
+    def __str__(self) -> str:
+        return "\n".join([f"{self.option}={self.value!s}: {self.remedy}", *map(str, self._others)])
+
+
+class StartError(AsgiriError):
+    """The server cannot start: a port, a permission, a certificate. One line that names the remedy."""
+
+    @classmethod
+    def from_os_error(cls, error: OSError, what: str, remedy: str = "") -> "StartError":
+        """Say what was attempted, what the system answered and, where one is known, what to do."""
+        answer = error.strerror or str(error)
+        return cls(f"{what}: {answer}" + (f"; {remedy}" if remedy else ""))
+
+
+class LocalProtocolError(AsgiriError):
+    """A bug of ours: a call that the state it came in does not allow."""
+
+
+class AppError(AsgiriError):
+    """The application broke the ASGI contract."""
+
+
+class IpcError(AsgiriError):
+    """Only a restart of the worker repairs it."""
+
+
+class ChannelClosedError(IpcError):
+    """The other process closed its end of a channel."""
+
+
+class FdsLostError(IpcError):
+    """The kernel dropped file descriptors that were on their way to this process."""
+
+
+class RingCorruptError(IpcError):
+    """A datagram ring holds what no writer of ours puts there."""
