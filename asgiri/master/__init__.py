@@ -1,0 +1,1 @@
+"""The process that owns every socket: accepts, steers, supervises; no application, no HTTP."""
