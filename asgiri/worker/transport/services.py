@@ -1,0 +1,36 @@
+"""What every connection of a worker shares. Built once by `runtime`, handed to each session."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from asgiri.config import Config
+from asgiri.ipc.scoreboard import Scoreboard
+from asgiri.worker.asgi.request import RequestEnvironment
+from asgiri.worker.asgi.scope import ScopeBuilder
+from asgiri.worker.transport.deadlines import Deadlines
+
+if TYPE_CHECKING:
+    from asgiri.worker.transport.session import HttpSession
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class WorkerServices:
+    """One per worker process."""
+
+    config: Config
+    loop: asyncio.AbstractEventLoop
+    now: Callable[[], float]
+    """Monotonic seconds; the same clock as `loop.time()`, but not rounded to the loop's last turn."""
+    requests: RequestEnvironment
+    """What an exchange needs: application, response defaults, counters, access log."""
+    scopes: ScopeBuilder
+    scoreboard: Scoreboard
+    deadlines: Deadlines
+    sessions: set[HttpSession] = field(default_factory=set)
+    """Every open connection, and closed ones whose application calls have not returned. Keeps both alive."""
+    draining: bool = False
+    """The master told us to drain: sessions that begin now are told at once."""

@@ -1,0 +1,278 @@
+"""The part of a connection that TCP and QUIC share: events of an engine to exchanges, and back.
+
+An exchange is one ASGI call. A session owns the exchanges of its connection, is the `ResponseSink` they answer
+through, and leaves two things to its subclass: how bytes leave (`_flush`) and how the connection ends (`_end`).
+
+Re-entrance. Applications start eagerly, inside `handle_events`, and their `send()` calls the engine, which may
+report events of its own (a pipelined request, the end of the connection). Those are put in line behind the
+events being handled, so that an application is never started inside another one's `send()`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Sequence
+
+from asgiri.worker.asgi.request import HttpRequest
+from asgiri.worker.asgi.scope import ConnectionScope
+from asgiri.worker.asgi.types import Exchange
+from asgiri.worker.protocol.events import (
+    BodyEnded,
+    BodyReceived,
+    ConnectionEnded,
+    Event,
+    Headers,
+    HttpEngine,
+    PeerViolation,
+    RequestReceived,
+    ResponseHead,
+    StreamPaused,
+    StreamReset,
+    StreamResumed,
+)
+from asgiri.worker.transport.services import WorkerServices
+
+logger = logging.getLogger("asgiri.worker")
+
+
+class HttpSession:
+    """One connection.
+
+    The subclass gives what its engine reports to `handle_events`, flushes, and calls `connection_gone` once
+    when the transport is lost.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_deferred",
+        "_engine",
+        "_exchanges",
+        "_gone",
+        "_handling",
+        "_scopes",
+        "_services",
+        "_writing_paused",
+    )
+
+    def __init__(
+        self, services: WorkerServices, engine: HttpEngine, scopes: ConnectionScope
+    ) -> None:
+        self._services = services
+        self._engine = engine
+        self._scopes = scopes
+        self._exchanges: dict[int, Exchange] = {}
+        self._deferred: deque[Event] = deque()
+        self._handling = False
+        self._gone = False
+        self._writing_paused = False
+        services.sessions.add(self)
+
+    # For the subclass to define
+
+    def _flush(self) -> None:
+        """Something may be queued in the engine: send it now, or see to it that it is sent soon."""
+        raise NotImplementedError
+
+    def _end(self, reason: str) -> None:
+        """The engine reads no more (`ConnectionEnded`): send what is queued, then close."""
+        raise NotImplementedError
+
+    # For the subclass to call
+
+    def handle_events(self, events: Sequence[Event]) -> None:
+        """Carry out what the engine reported, in order. Does not flush."""
+        if self._handling or self._deferred:
+            self._deferred.extend(events)
+            if self._handling:
+                return
+            events = ()
+        self._handling = True
+        try:
+            for event in events:
+                self._handle(event)
+            while self._deferred:
+                self._handle(self._deferred.popleft())
+        finally:
+            self._handling = False
+
+    def connection_gone(self) -> None:
+        """The transport is lost: nothing can be sent any more. The second call does nothing."""
+        if self._gone:
+            return
+        self._gone = True
+        self._deferred.clear()
+        for exchange in list(self._exchanges.values()):
+            exchange.disconnected()
+        self._forget_if_finished()
+
+    def pause_writing(self) -> None:
+        """The transport's buffer is above its high-water mark: every exchange waits."""
+        self._writing_paused = True
+        for exchange in self._exchanges.values():
+            exchange.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        for exchange in list(self._exchanges.values()):
+            exchange.resume_writing()
+
+    # For the worker's runtime to call
+
+    @property
+    def is_idle(self) -> bool:
+        """No exchange is open, and no byte of a next one has come."""
+        return not self._exchanges and self._engine.is_idle
+
+    def begin_drain(self) -> None:
+        """Take no new exchanges soon; those that run go on."""
+        self.handle_events(self._engine.begin_drain())
+        for exchange in list(self._exchanges.values()):
+            exchange.drain()
+        self._flush()
+
+    def finish_drain(self) -> None:
+        """Take no new exchanges now (second GOAWAY); idle connections close."""
+        self.handle_events(self._engine.finish_drain())
+        if self.is_idle:
+            self.close()
+        else:
+            self._flush()
+
+    def close(self) -> None:
+        """End the connection in order, telling the peer where its protocol can."""
+        self.handle_events(self._engine.close())
+        self._flush()
+
+    def cancel_exchanges(self) -> None:
+        """The worker's patience is over."""
+        for exchange in list(self._exchanges.values()):
+            exchange.cancel()
+
+    # Events of the engine
+
+    def _handle(self, event: Event) -> None:
+        kind = type(event)
+        if kind is RequestReceived:
+            self._begin_exchange(event)  # type: ignore[arg-type]
+            return
+        match event:
+            case BodyReceived(stream_id, data, credit, ended):
+                self._body_received(stream_id, data, credit, ended=ended)
+            case BodyEnded(stream_id):
+                if exchange := self._exchanges.get(stream_id):
+                    exchange.body_ended()
+            case StreamReset(stream_id):
+                if exchange := self._exchanges.get(stream_id):
+                    exchange.disconnected()
+            case StreamPaused(stream_id):
+                if exchange := self._exchanges.get(stream_id):
+                    exchange.pause_writing()
+            case StreamResumed(stream_id):
+                # The connection's mark holds every stream back, whatever the stream's own says.
+                if (exchange := self._exchanges.get(stream_id)) and not self._writing_paused:
+                    exchange.resume_writing()
+            case PeerViolation():
+                self._violation(event)
+            case ConnectionEnded(reason):
+                for exchange in list(self._exchanges.values()):
+                    exchange.disconnected()
+                self._end(reason)
+
+    def _begin_exchange(self, event: RequestReceived) -> None:
+        # A WebSocketSession starts here when `event.protocol == "websocket"` (issue 3). Until then the
+        # request is served as plain HTTP: RFC 9110 §7.8, "a server MAY ignore a received Upgrade".
+        exchange = HttpRequest(
+            self, event, self._scopes.http_scope(event), self._services.requests
+        )
+        self._exchanges[event.stream_id] = exchange
+        if self._writing_paused:
+            exchange.pause_writing()
+        exchange.start()
+
+    def _body_received(self, stream_id: int, data: bytes, credit: int, *, ended: bool) -> None:
+        exchange = self._exchanges.get(stream_id)
+        if exchange is None:
+            # The application has returned; what still comes of the body is nobody's.
+            self.acknowledge(stream_id, credit)
+            return
+        exchange.body_received(data, credit)
+        if ended:
+            exchange.body_ended()
+
+    def _violation(self, event: PeerViolation) -> None:
+        self._services.scoreboard.refuse(event.reason)
+        logger.debug("%s: %s", event.reason.name, event.detail)
+        if event.stream_id is not None and (exchange := self._exchanges.get(event.stream_id)):
+            exchange.disconnected()
+
+    # ResponseSink
+
+    def send_informational(self, stream_id: int, status: int, headers: Headers) -> None:
+        self._take(self._engine.send_informational(stream_id, status, headers))
+
+    def send_response(
+        self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool
+    ) -> None:
+        self._take(self._engine.send_response(stream_id, head, body, ended=ended))
+
+    def send_body(self, stream_id: int, data: bytes, *, ended: bool) -> None:
+        self._take(self._engine.send_body(stream_id, data, ended=ended))
+
+    def send_trailers(self, stream_id: int, headers: Headers) -> None:
+        self._take(self._engine.send_trailers(stream_id, headers))
+
+    def send_file(
+        self,
+        stream_id: int,
+        head: ResponseHead | None,
+        file: int,
+        offset: int,
+        count: int,
+        *,
+        ended: bool,
+    ) -> Awaitable[None]:
+        # pathsend and zerocopysend (issue 3) come here; scopes offer neither until then.
+        raise NotImplementedError
+
+    def accept_tunnel(self, stream_id: int, headers: Headers) -> None:
+        self._take(self._engine.accept_tunnel(stream_id, headers))
+
+    def reset_stream(self, stream_id: int) -> None:
+        self._take(self._engine.reset_stream(stream_id))
+
+    def acknowledge(self, stream_id: int, credit: int) -> None:
+        self._take(self._engine.acknowledge(stream_id, credit))
+
+    def exchange_ended(self, stream_id: int) -> None:
+        del self._exchanges[stream_id]
+        if self._gone:
+            self._forget_if_finished()
+
+    # Internals
+
+    def _take(self, events: Sequence[Event]) -> None:
+        """Take what a call on behalf of an exchange reported, then let its bytes leave."""
+        for event in events:
+            if type(event) is StreamPaused or type(event) is StreamResumed:
+                self._handle(event)
+            else:
+                self._defer(event)
+        self._flush()
+
+    def _defer(self, event: Event) -> None:
+        if not self._handling and not self._deferred:
+            services = self._services
+            # In the worker's own context: the caller's belongs to one exchange, the event may start another.
+            services.loop.call_soon(
+                self._handle_deferred, context=services.requests.application.context
+            )
+        self._deferred.append(event)
+
+    def _handle_deferred(self) -> None:
+        self.handle_events(())
+        self._flush()
+
+    def _forget_if_finished(self) -> None:
+        if not self._exchanges:
+            self._services.sessions.discard(self)
