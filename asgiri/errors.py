@@ -20,7 +20,7 @@ class AsgiriError(Exception):
 
 
 class ConfigError(AsgiriError):
-    """An option has a value that it cannot have. Carries every problem found, not only the first."""
+    """An option has a value that it cannot have. Carries every such problem, not only the first."""
 
     def __init__(
         self, option: str, value: object, remedy: str, *, others: Iterable["ConfigError"] = ()
@@ -48,7 +48,7 @@ class ConfigError(AsgiriError):
 
 
 class StartError(AsgiriError):
-    """The server cannot start: a port, a permission, a certificate. One line that names the remedy."""
+    """The server cannot start: a port, a permission, a certificate. One line, with the remedy."""
 
     @classmethod
     def from_os_error(cls, error: OSError, what: str, remedy: str = "") -> "StartError":
