@@ -177,6 +177,13 @@ def _parse_server_id(text: str) -> int:
         raise ValueError("must be a number such as 7 or 0x00c0ffee") from None
 
 
+def _parse_loop(text: str) -> str:
+    # gunicorn and hypercorn choose by -k what kind of worker runs.
+    if "orker" in text or text in ("asgi", "trio", "sync", "gthread"):
+        raise ValueError("is no event loop; leave it out, every worker speaks ASGI on asyncio")
+    return text
+
+
 def _parse_cert_reqs(text: str) -> str:
     # ssl.CERT_NONE, CERT_OPTIONAL and CERT_REQUIRED, as uvicorn and gunicorn want them.
     return {"0": "none", "1": "optional", "2": "required"}.get(text, text)
@@ -192,7 +199,7 @@ class AppConfig(Section):
     SECTION: ClassVar[str] = "app"
     TITLE: ClassVar[str] = "Application"
 
-    target: Annotated[str, Option(metavar="APP")]
+    target: Annotated[str, Option(env="ASGIRI_APP", metavar="APP")]
     """The application, as module:attribute."""
 
     factory: Annotated[bool, Option("--factory")] = False
@@ -212,7 +219,8 @@ class AppConfig(Section):
     """Path below which a proxy serves the application."""
 
     loop: Annotated[
-        Literal["auto", "uvloop", "asyncio"], Option("--loop -k", aliases="--worker-class")
+        Literal["auto", "uvloop", "asyncio"],
+        Option("--loop -k", aliases="--worker-class", parse=_parse_loop),
     ] = "auto"
     """Event loop of the workers. Auto takes uvloop where it is installed: it adopts a connection
     in half of asyncio's time."""
@@ -288,6 +296,10 @@ class ListenConfig(Section):
     backlog: Annotated[int, Option("--backlog", minimum=1, maximum=65535)] = 4096
     """Connections that the system keeps for us before it turns them away. As many as Linux allows
     by itself (net.core.somaxconn): they wait there while every worker is at its limit."""
+
+    @property
+    def bind_addresses(self) -> tuple[BindAddress, ...]:
+        return tuple(map(parse_bind, self.bind))
 
     def contradictions(self) -> Iterator[ConfigError]:
         for name in ("bind", "insecure_bind", "quic_bind"):
@@ -872,9 +884,7 @@ class LogConfig(Section):
     format: Annotated[Literal["text", "json"], Option("--log-format")] = "text"
     """Lines for people or JSON objects for machines."""
 
-    color: Annotated[
-        Literal["auto", "on", "off"], Option("--log-color", aliases="--use-colors")
-    ] = "auto"
+    color: Annotated[Literal["auto", "on", "off"], Option("--log-color")] = "auto"
     """Whether levels are coloured. Auto does so on a terminal, unless NO_COLOR is set."""
 
     error_log_file: Annotated[
@@ -984,7 +994,7 @@ class Config:
         if self.listen.quic_bind:
             return tuple(map(parse_bind, self.listen.quic_bind))
         # A socket that was passed in is a TCP listener here: it has no UDP half that we could know.
-        return tuple(bind for bind in map(parse_bind, self.listen.bind) if bind.kind == "tcp")
+        return tuple(bind for bind in self.listen.bind_addresses if bind.kind == "tcp")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Mapping[str, Any]]) -> Self:

@@ -1,16 +1,20 @@
 """The exception tree. A message says who, what, and the numbers; none is chosen by its text."""
 
+import enum
 from collections.abc import Iterable, Iterator
 
 __all__ = [
     "AppError",
     "AsgiriError",
     "ChannelClosedError",
+    "ClientDisconnected",
     "ConfigError",
+    "ExitCode",
     "FdsLostError",
     "IpcError",
     "LocalProtocolError",
     "RingCorruptError",
+    "RingUnavailableError",
     "StartError",
 ]
 
@@ -57,12 +61,29 @@ class StartError(AsgiriError):
         return cls(f"{what}: {answer}" + (f"; {remedy}" if remedy else ""))
 
 
+class ExitCode(enum.IntEnum):
+    """What the exit status of the master tells whoever started it."""
+
+    OK = 0
+    """It was told to stop, and did."""
+    RUNTIME = 1
+    """The machine said no: a port in use, a missing permission, a certificate."""
+    USAGE = 2
+    """The command line or the configuration is wrong."""
+    APP_FAILED = 3
+    """The application could not be imported, or its startup failed, before it ever served."""
+
+
 class LocalProtocolError(AsgiriError):
     """A bug of ours: a call that the state it came in does not allow."""
 
 
 class AppError(AsgiriError):
     """The application broke the ASGI contract."""
+
+
+class ClientDisconnected(AsgiriError, OSError):
+    """Raised by `send()` once the peer is gone. ASGI: "a server-specific subclass of OSError"."""
 
 
 class IpcError(AsgiriError):
@@ -79,3 +100,7 @@ class FdsLostError(IpcError):
 
 class RingCorruptError(IpcError):
     """A datagram ring holds what no writer of ours puts there."""
+
+
+class RingUnavailableError(IpcError):
+    """This host has no shared-memory ring for us: the stream channel takes its place."""

@@ -102,7 +102,7 @@ class DeclaredOption:
     def environment(self) -> tuple[str, ...]:
         """Variables that set it, strongest first."""
         if not self.flags:
-            return ()
+            return tuple(self.option.env.split())
         own = self.flags[0].removeprefix("--").replace("-", "_").upper()
         return (ENVIRONMENT_PREFIX + own, *self.option.env.split())
 
