@@ -1,0 +1,190 @@
+"""Every listening socket of the master: opened at the start, kept across reloads, closed at the
+end.
+
+TCP and, for QUIC, UDP on the same port; Unix sockets; sockets that somebody else opened (`fd://N`,
+systemd's LISTEN_FDS). It all opens, or nothing does. How a single one is bound: see `binding`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from asgiri.config import BindAddress, ListenConfig, parse_bind
+from asgiri.errors import StartError
+from asgiri.master.binding import (
+    UDP_BUFFER_SIZE,
+    Kind,
+    Listener,
+    UnixAccess,
+    adopt,
+    bind_port,
+    bind_unix,
+    tune_udp,
+)
+
+logger = logging.getLogger("asgiri.master")
+
+MAX_LISTENERS: Final = 256
+"""A listener's index travels in one octet."""
+FIRST_INHERITED_FD: Final = 3
+"""SD_LISTEN_FDS_START of sd_listen_fds(3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InheritedSocket:
+    """A socket that a service manager opened before we started."""
+
+    fd: int
+    name: str
+
+
+def inherited_sockets(environ: MutableMapping[str, str], pid: int) -> list[InheritedSocket]:
+    """Take what sd_listen_fds(3) would: LISTEN_FDS sockets from 3 on, if LISTEN_PID is `pid`.
+
+    The variables are removed, ours or not: neither a worker nor what an application starts may
+    take them for its own.
+    """
+    wanted_pid = environ.pop("LISTEN_PID", "")
+    count = environ.pop("LISTEN_FDS", "")
+    names = environ.pop("LISTEN_FDNAMES", "").split(":")
+    environ.pop("LISTEN_PIDFDID", None)
+    if not count or wanted_pid != str(pid):
+        return []
+    if not count.isdecimal() or int(count) > MAX_LISTENERS:
+        raise StartError(f"LISTEN_FDS={count}: must be the number of sockets passed")
+    names += [""] * int(count)
+    return [
+        InheritedSocket(FIRST_INHERITED_FD + offset, names[offset]) for offset in range(int(count))
+    ]
+
+
+class Listeners:
+    """The listeners by index. Owns them."""
+
+    def __init__(self, *, backlog: int, unix_access: UnixAccess, quic: bool) -> None:
+        self._all: list[Listener] = []
+        self._backlog = backlog
+        self._unix_access = unix_access
+        self._quic = quic
+
+    def __iter__(self) -> Iterator[Listener]:
+        return iter(self._all)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    @property
+    def streams(self) -> list[Listener]:
+        """Those that accept connections."""
+        return [listener for listener in self._all if listener.kind != "udp"]
+
+    @property
+    def datagrams(self) -> list[Listener]:
+        """Those that receive QUIC."""
+        return [listener for listener in self._all if listener.kind == "udp"]
+
+    def adopt_inherited(self, inherited: Sequence[InheritedSocket]) -> None:
+        """Take what the service manager passed."""
+        for passed in inherited:
+            listener = adopt(passed.fd, self._backlog, passed.name)
+            if listener.kind == "udp" and not self._quic:
+                logger.warning("fd://%d is a UDP socket, but HTTP/3 is off: not used", passed.fd)
+                listener.close()
+            else:
+                self._add(listener)
+
+    def open_bind(self, bind: BindAddress, *, quic: bool, insecure: bool = False) -> None:
+        """Open a listener for connections and, with `quic`, its UDP twin."""
+        if bind.kind == "unix":
+            opened = [bind_unix(bind.path, self._backlog, self._unix_access)]
+        elif bind.kind == "fd":
+            opened = [adopt(bind.fd, self._backlog, "")]
+            if opened[0].kind == "udp":
+                opened[0].close()
+                raise StartError(f"fd://{bind.fd} is a UDP socket: give it to --quic-bind")
+        else:
+            kinds: tuple[Kind, ...] = ("tcp", "udp") if quic else ("tcp",)
+            opened = bind_port(bind.host, bind.port, kinds, self._backlog)
+        for listener in opened:
+            listener.insecure = insecure
+            self._add(listener)
+
+    def open_quic_bind(self, bind: BindAddress) -> None:
+        """Open a listener for QUIC."""
+        if bind.kind == "fd":
+            opened = [adopt(bind.fd, self._backlog, "")]
+            if opened[0].kind != "udp":
+                opened[0].close()
+                raise StartError(f"fd://{bind.fd} is no UDP socket: give it to --bind")
+        else:
+            opened = bind_port(bind.host, bind.port, ("udp",), self._backlog)
+        for listener in opened:
+            self._add(listener)
+
+    def open_quic_twins(self) -> None:
+        """Open the UDP twin of each TCP port that was inherited without one."""
+        for listener in self.streams:
+            if listener.kind == "tcp" and not listener.insecure:
+                for twin in bind_port(listener.host, listener.port, ("udp",), self._backlog):
+                    self._add(twin)
+
+    def tune_quic(self) -> None:
+        """Set the options of all UDP sockets; warn once when their buffers stay small."""
+        clamped: set[str] = set()
+        for listener in self.datagrams:
+            clamped |= tune_udp(listener)
+        if clamped:
+            remedy = " ".join(f"{name}={UDP_BUFFER_SIZE}" for name in sorted(clamped))
+            logger.warning(
+                "UDP buffers are too small for bursts of QUIC datagrams: sysctl -w %s", remedy
+            )
+
+    def _add(self, listener: Listener) -> None:
+        if len(self._all) >= MAX_LISTENERS:
+            listener.close()
+            raise StartError(f"more than {MAX_LISTENERS} listening sockets: bind fewer addresses")
+        listener.index = len(self._all)
+        self._all.append(listener)
+
+    def close(self) -> None:
+        """Close every one of them; may be repeated."""
+        for listener in self._all:
+            listener.close()
+
+
+def open_listeners(
+    listen: ListenConfig,
+    *,
+    quic: bool,
+    inherited: Sequence[InheritedSocket] = (),
+    unix_access: UnixAccess,
+) -> Listeners:
+    """Open everything that is configured, or raise StartError and leave nothing open.
+
+    Sockets for connections that a service manager passed replace `bind`: who wrote the unit file
+    meant them, and `bind` has a default.
+    """
+    listeners = Listeners(backlog=listen.backlog, unix_access=unix_access, quic=quic)
+    twins = quic and not listen.quic_bind
+    try:
+        listeners.adopt_inherited(inherited)
+        if not listeners.streams:
+            twins = twins and not listeners.datagrams
+            for text in listen.bind:
+                listeners.open_bind(parse_bind(text), quic=twins)
+        elif twins and not listeners.datagrams:
+            listeners.open_quic_twins()
+        for text in listen.insecure_bind:
+            listeners.open_bind(parse_bind(text), quic=False, insecure=True)
+        for text in listen.quic_bind:
+            listeners.open_quic_bind(parse_bind(text))
+        if quic and not listeners.datagrams:
+            raise StartError("HTTP/3 has no UDP port: add --quic-bind HOST:PORT")
+        listeners.tune_quic()
+    except BaseException:
+        listeners.close()
+        raise
+    return listeners
