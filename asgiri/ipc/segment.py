@@ -1,0 +1,140 @@
+"""A worker's shared memory: create, pass, map, unmap. Layout in `ring`.
+
+memfd, not multiprocessing.shared_memory: no name that outlives a SIGKILL, no /dev/shm of 64 MB in a
+container (SIGBUS), no resource tracker that destroys what another process still uses. Its size is
+sealed, so that nobody can truncate it under the other process.
+"""
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import tempfile
+from typing import Final, Self
+
+from asgiri.errors import IpcError, RingUnavailableError
+from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.scoreboard import PAGE_SIZE
+
+__all__ = ["RING_OFFSET", "Segment", "create_ring"]
+
+RING_OFFSET: Final = 2 * PAGE_SIZE
+_MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3; not in `os` before Python 3.15
+# Out of descriptors or memory is no property of the host: the stream channel would fail as well.
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+
+
+class Segment:
+    """One mapping of one worker's shared memory. Owns the descriptor and the mapping.
+
+    `scoreboard`, `assignments` and `ring` are views of the mapping; `ring` is empty without HTTP/3.
+    """
+
+    def __init__(self, fd: int) -> None:
+        """Map the whole of `fd`, and own it. Use `create` or `attach`."""
+        self.fd = fd
+        size = os.fstat(fd).st_size
+        if size < RING_OFFSET:
+            raise IpcError(f"segment of {size} bytes: at least {RING_OFFSET}")
+        self._map = mmap.mmap(fd, size)
+        whole = memoryview(self._map)
+        self.scoreboard: Final = whole[:PAGE_SIZE]
+        self.assignments: Final = whole[PAGE_SIZE:RING_OFFSET]
+        self.ring: Final = whole[RING_OFFSET:]
+        whole.release()
+
+    @classmethod
+    def create(cls, ring_size: int) -> Self:
+        """Create a segment; called by the master, for each incarnation of a worker.
+
+        Without memfd (macOS, seccomp) the two pages live in an unlinked temporary file. A ring does
+        not: the file's pages would be written back to disk. RingUnavailableError says so, and the
+        caller goes on with `create(0)` and the stream channel.
+        """
+        try:
+            fd = _create_memfd(RING_OFFSET + ring_size)
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            if ring_size:
+                raise RingUnavailableError(f"memfd_create: {error.strerror}") from error
+            fd = _create_file(RING_OFFSET)
+        return cls.attach(fd)
+
+    @classmethod
+    def attach(cls, fd: int) -> Self:
+        """Map a segment that came through the control channel; called by the worker."""
+        try:
+            return cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def detach(self) -> None:
+        """Unmap the memory; a second call does nothing."""
+        for view in (self.scoreboard, self.assignments, self.ring):
+            view.release()
+        # A page that someone has not released keeps the mapping, and takes it along when it goes.
+        with contextlib.suppress(BufferError):
+            self._map.close()
+
+    def close(self) -> None:
+        """Unmap the memory and close the descriptor; a second call does nothing."""
+        self.detach()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def create_ring(ring_size: int) -> tuple[Segment, EventCounter, EventCounter]:
+    """Create a segment with a ring, its `published` and its `consumed`; called by the master.
+
+    Raises RingUnavailableError where memfd or eventfd are missing or refused; nothing is leaked.
+    """
+    with contextlib.ExitStack() as created:
+        segment = Segment.create(ring_size)
+        created.callback(segment.close)
+        try:
+            published = EventCounter.create()
+            created.callback(published.close)
+            consumed = EventCounter.create()
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            raise RingUnavailableError(f"eventfd: {error.strerror}") from error
+        created.pop_all()
+        return segment, published, consumed
+
+
+def _create_memfd(size: int) -> int:
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        # Where vm.memfd_noexec=2 nothing else is allowed; kernels before 6.3 do not know the flag.
+        fd = os.memfd_create("asgiri-segment", flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        fd = os.memfd_create("asgiri-segment", flags)
+    try:
+        os.ftruncate(fd, size)
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _create_file(size: int) -> int:
+    fd, path = tempfile.mkstemp(prefix="asgiri-segment-")
+    try:
+        os.unlink(path)
+        # Written, not truncated to size: a full disk must fail here, not as SIGBUS later.
+        os.write(fd, bytes(size))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
