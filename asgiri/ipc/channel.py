@@ -1,0 +1,235 @@
+"""The two socketpairs between the master and one worker, and the descriptors that travel over them.
+
+    control      messages (see `messages`), both ways; the hello carries descriptors, in this order:
+                 connection channel, segment, then with HTTP/3 published and consumed, or the record
+                 stream, then one descriptor per UDP listener
+    connection   accepted TCP connections: a frame is one byte per descriptor, its listener's index;
+                 worker to master: connections handed back
+
+Commands and connections have a pair each, so that the master can read connections back (`recover`)
+without meeting commands. A message is read by exactly one reader: whoever reads it owns the
+descriptors, and there is no moment when two do.
+
+SOCK_SEQPACKET keeps messages apart and signals the end. Where AF_UNIX lacks it (macOS) SOCK_DGRAM
+does all but the latter: nothing becomes readable when the peer is gone, by close or by death, and
+only a `send` fails. `signals_eof` says so; the runtimes then rely on what they watch anyway: the
+master on its child's exit, a worker on its parent's pid. An end-of-file message was rejected: a
+process that is killed sends none, and each copy of an end that is closed after a hand-off would
+send one too many.
+
+recvmsg with MSG_CMSG_CLOEXEC, never socket.recv_fds, which drops its flags (python/cpython#107898).
+There is always room for 64 descriptors: asking for fewer than were sent loses the others.
+MSG_DONTWAIT on each call, never O_NONBLOCK: the copies of an end share that flag, whoever sets it.
+"""
+
+import array
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Final, Self
+
+from asgiri.errors import ChannelClosedError, FdsLostError, LocalProtocolError
+from asgiri.ipc.messages import MAX_FRAME_SIZE, Message, decode_untrusted, encode
+
+__all__ = ["MAX_FDS", "ConnectionChannel", "ControlChannel"]
+
+MAX_FDS: Final = 64
+"""Descriptors in one message. The kernel allows 253; those under way count against the sender's
+limit of open files, and 64 keep far away from both."""
+
+SOCKET_BUFFER_SIZE: Final = 4 * MAX_FRAME_SIZE
+"""Room for some frames of the largest size; macOS refuses a datagram larger than the buffer."""
+
+_FD_SIZE: Final = array.array("i").itemsize
+_ANCILLARY_SIZE: Final = socket.CMSG_SPACE(MAX_FDS * _FD_SIZE)
+_SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
+_CLOSE_ON_EXEC: Final = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
+_RECEIVE_FLAGS: Final = socket.MSG_DONTWAIT | _CLOSE_ON_EXEC
+
+# ETOOMANYREFS: too many descriptors under way. ENOBUFS: macOS, the peer's buffer is full.
+_WOULD_BLOCK: Final = frozenset(
+    {errno.EAGAIN, errno.EWOULDBLOCK, errno.ETOOMANYREFS, errno.ENOBUFS}
+)
+_PEER_IS_GONE: Final = frozenset(
+    {errno.EPIPE, errno.ECONNRESET, errno.ECONNREFUSED, errno.ENOTCONN, errno.EDESTADDRREQ}
+)
+
+
+class _Channel:
+    """One end of a socketpair that keeps messages apart. Owns its socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.signals_eof: Final = sock.type != socket.SOCK_DGRAM
+        """False: watch the peer's process, this channel does not tell when it is gone."""
+        self.refused = 0
+        """Messages that were received but made no sense."""
+
+    @classmethod
+    def pair(cls) -> tuple[Self, Self]:
+        """Return both ends: ours, and theirs to hand to the other process."""
+        ours, theirs = _message_pair()
+        return cls(ours), cls(theirs)
+
+    @classmethod
+    def adopt(cls, fd: int) -> Self:
+        """Return the end behind a descriptor that came from the other process, and own it."""
+        return cls(socket.socket(fileno=fd))
+
+    def fileno(self) -> int:
+        """Return the descriptor to watch or to hand over; -1 after `close`."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this copy of the end; a second call does nothing."""
+        self._socket.close()
+
+    def _send(self, frame: bytes, fds: Sequence[int]) -> bool:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._socket.sendmsg([frame], rights, _SEND_FLAGS)
+        except OSError as error:
+            if error.errno in _WOULD_BLOCK:
+                return False
+            if error.errno in _PEER_IS_GONE:
+                raise ChannelClosedError(f"channel: {error.strerror}") from error
+            raise
+        return True
+
+    def _receive(self, size: int) -> tuple[bytes, list[int], int] | None:
+        """Return frame, descriptors and flags; None when there is nothing now."""
+        try:
+            frame, ancillary, flags, _ = self._socket.recvmsg(size, _ANCILLARY_SIZE, _RECEIVE_FLAGS)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _PEER_IS_GONE:
+                raise ChannelClosedError(f"channel: {error.strerror}") from error
+            raise
+        fds = _descriptors(ancillary)
+        if not frame:
+            # Also a worker that sends nothing at all: what it says cannot be told from its end.
+            _close_all(fds)
+            raise ChannelClosedError("channel: closed by the other process")
+        if flags & socket.MSG_CTRUNC:
+            _close_all(fds)
+            raise FdsLostError(f"channel: descriptors dropped by the kernel, {len(fds)} closed")
+        return frame, fds, flags
+
+
+class ControlChannel(_Channel):
+    """Messages, and with them the descriptors that a worker starts with."""
+
+    def send(self, message: Message, fds: Sequence[int] = ()) -> bool:
+        """Send a message; False when the channel is full. The caller still owns `fds`.
+
+        The master keeps at most 64 refused messages per worker and then treats it as broken.
+        """
+        _check_count(fds)
+        return self._send(encode(message), fds)
+
+    def receive(self) -> tuple[Message | None, list[int]] | None:
+        """Return a message and its descriptors, which the caller owns; None when there is none now.
+
+        (None, []) is a frame that is no message. Raises ChannelClosedError at the end, FdsLostError
+        when the descriptors of a message were lost, with it.
+        """
+        received = self._receive(MAX_FRAME_SIZE)
+        if received is None:
+            return None
+        frame, fds, flags = received
+        message = None if flags & socket.MSG_TRUNC else decode_untrusted(frame)
+        if message is None:
+            self.refused += 1
+            _close_all(fds)
+            return None, []
+        return message, fds
+
+
+class ConnectionChannel(_Channel):
+    """Accepted connections on their way to the worker, or handed back by it."""
+
+    def send(self, listeners: bytes, fds: Sequence[int]) -> int:
+        """Send up to MAX_FDS descriptors, each with its listener's index, in one message.
+
+        Return how many were sent: all, or 0 when the channel is full. The caller still owns them,
+        and closes its copies of those that were sent.
+        """
+        _check_count(fds)
+        if len(listeners) != len(fds):
+            raise LocalProtocolError(f"{len(listeners)} listeners for {len(fds)} descriptors")
+        return len(fds) if fds and self._send(listeners, fds) else 0
+
+    def receive(self) -> list[tuple[int, int]]:
+        """Return (listener, descriptor) pairs, which the caller owns; [] when there are none now.
+
+        Raises ChannelClosedError at the end, FdsLostError when this process may open no more files.
+        """
+        received = self._receive(MAX_FDS)
+        if received is None:
+            return []
+        listeners, fds, flags = received
+        if len(listeners) != len(fds) or flags & socket.MSG_TRUNC:
+            self.refused += 1
+            _close_all(fds)
+            return []
+        return list(zip(listeners, fds, strict=True))
+
+    def recover(self) -> list[tuple[int, int]]:
+        """Read back what the other process has not read, in the order it was sent.
+
+        Called by the master on its copy of the worker's end, when the worker is dead or stopped.
+        What this process could not hold (FdsLostError) is counted in `refused`.
+        """
+        recovered: list[tuple[int, int]] = []
+        while True:
+            refused = self.refused
+            try:
+                pairs = self.receive()
+            except FdsLostError:
+                self.refused += 1
+                continue
+            except ChannelClosedError:
+                return recovered
+            if not pairs and self.refused == refused:
+                return recovered
+            recovered += pairs
+
+
+def _message_pair() -> tuple[socket.socket, socket.socket]:
+    try:
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    except OSError as error:
+        # macOS has the constant and not the protocol, so that only trying tells.
+        if error.errno not in (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EPROTOTYPE):
+            raise
+        pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    for sock in pair:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_SIZE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_SIZE)
+    return pair
+
+
+def _check_count(fds: Sequence[int]) -> None:
+    if len(fds) > MAX_FDS:
+        raise LocalProtocolError(f"{len(fds)} descriptors in one message: at most {MAX_FDS}")
+
+
+def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            # Cut off by MSG_CTRUNC, the last one may be incomplete.
+            fds.frombytes(content[: len(content) - len(content) % _FD_SIZE])
+    if not _CLOSE_ON_EXEC:
+        for fd in fds:
+            os.set_inheritable(fd, False)
+    return fds.tolist()
+
+
+def _close_all(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):
+            os.close(fd)
