@@ -52,9 +52,61 @@ class SlotInput(enum.Enum):
 ALIVE: Final = frozenset(SlotState) - {SlotState.EMPTY}
 """States in which a process exists."""
 
-TRANSITIONS: Final[dict[tuple[SlotState, SlotInput], SlotState]] = {}
+_ALWAYS: Final = {
+    # Whatever we wanted of it, a process can end at any moment.
+    SlotInput.EXITED: SlotState.EMPTY,
+}
+_ENDING: Final = {**_ALWAYS, SlotInput.TOLD_TO_DIE: SlotState.KILLED}
+_ALIVE_AND_WELL: Final = {
+    **_ENDING,
+    SlotInput.REPORTED_FAILED: SlotState.LEAVING,
+    # Unasked: an incarnation that says so takes nothing more, so it is of no use to wait.
+    SlotInput.REPORTED_DRAINED: SlotState.LEAVING,
+    SlotInput.TOLD_TO_QUIT: SlotState.LEAVING,
+    SlotInput.TOLD_TO_ABORT: SlotState.ABORTING,
+}
+
+_BY_STATE: Final[dict[SlotState, dict[SlotInput, SlotState]]] = {
+    SlotState.EMPTY: {SlotInput.SPAWNED: SlotState.BOOTING},
+    # It cannot drain yet: there is nothing to finish, and it reads no message while it imports.
+    SlotState.BOOTING: {**_ALIVE_AND_WELL, SlotInput.REPORTED_READY: SlotState.READY},
+    SlotState.READY: {
+        **_ALIVE_AND_WELL,
+        SlotInput.REPORTED_READY: SlotState.READY,
+        SlotInput.TOLD_TO_DRAIN: SlotState.DRAINING,
+    },
+    SlotState.DRAINING: {**_ALIVE_AND_WELL, SlotInput.REPORTED_READY: SlotState.DRAINING},
+    SlotState.LEAVING: {
+        **_ENDING,
+        # The ready report was already in the channel when we told it to quit.
+        SlotInput.REPORTED_READY: SlotState.LEAVING,
+        SlotInput.REPORTED_FAILED: SlotState.LEAVING,
+        SlotInput.REPORTED_DRAINED: SlotState.LEAVING,
+        SlotInput.TOLD_TO_QUIT: SlotState.LEAVING,
+    },
+    SlotState.ABORTING: {
+        **_ENDING,
+        SlotInput.REPORTED_READY: SlotState.ABORTING,
+        SlotInput.REPORTED_FAILED: SlotState.ABORTING,
+        SlotInput.REPORTED_DRAINED: SlotState.ABORTING,
+    },
+    SlotState.KILLED: {
+        **_ALWAYS,
+        SlotInput.REPORTED_READY: SlotState.KILLED,
+        SlotInput.REPORTED_FAILED: SlotState.KILLED,
+        SlotInput.REPORTED_DRAINED: SlotState.KILLED,
+    },
+}
+TRANSITIONS: Final = {
+    (state, event): following
+    for state, events in _BY_STATE.items()
+    for event, following in events.items()
+}
 
 
 def advance(state: SlotState, event: SlotInput) -> SlotState:
     """Return the state that follows; raise LocalProtocolError where the table has none."""
-    raise NotImplementedError
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise LocalProtocolError(f"worker {event.value} while {state.value}") from None
