@@ -271,7 +271,7 @@ class AccessLog:
     ) -> None:
         line = self._line(Access(scope, status, headers, body_size, duration, self._worker))
         if self._handler is not None and access_logger.handlers == self._own_handlers:
-            # 3.3 us instead of 8.7 with a LogRecord in between (bench/access_log.py).
+            # 3.6 us instead of 8.4 with a LogRecord in between (bench/access_log.py).
             self._handler.write_line(line)
         else:
             access_logger.info("%s", line)

@@ -1,6 +1,6 @@
 """What does a line of the access log cost a worker?
 
-Calls the access log as a worker does when an exchange ends, and writes to /dev/null, so that no disk
+Calls the access log as a worker does when an exchange ends, writing to /dev/null, so that no disk
 is measured. The last row is the same line through a standard LogRecord, as other servers write it.
 """
 
