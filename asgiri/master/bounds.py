@@ -55,6 +55,11 @@ class SwappedTable(Generic[Key, Value]):
     def __len__(self) -> int:
         return len(self._new) + len(self._old)
 
+    @property
+    def is_full(self) -> bool:
+        """True until room is made by time; `use` and `put` notice that it passed."""
+        return len(self) >= self._capacity
+
     def use(self, key: Key, now: float) -> Value | None:
         """Return the entry and let it live on; None when there is none."""
         if now >= self._swap_at:
@@ -75,7 +80,7 @@ class SwappedTable(Generic[Key, Value]):
         if now >= self._swap_at:
             self._swap(now)
         self._old.pop(key, None)
-        if key not in self._new and len(self) >= self._capacity:
+        if self.is_full and key not in self._new:
             return False
         self._new[key] = value
         return True

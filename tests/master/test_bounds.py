@@ -108,7 +108,9 @@ def test_table_keeps_an_entry_for_its_lifetime_and_not_for_two(pause, kept):
 
 def test_table_full_refuses_the_new_and_keeps_the_old():
     table = SwappedTable(capacity=2, lifetime=LIFETIME)
+    assert not table.is_full
     assert [table.put(key, 1, 0.0) for key in "abc"] == [True, True, False]
+    assert table.is_full
     assert [table.use(key, 0.0) for key in "abc"] == [1, 1, None]
     assert table.put("a", 2, 0.0)
 
