@@ -194,7 +194,7 @@ def _make(directory: Path, identity: str, names: list[str], now: datetime) -> Se
         ),
     )
     _write_private(draft / CERTIFICATE_NAME, certificate.public_bytes(serialization.Encoding.PEM))
-    folder = directory / f"{identity}-{certificate.serial_number:x}"
+    folder = directory / f"{identity}-{certificate.serial_number & 0xFFFF_FFFF:08x}"
     draft.rename(folder)
     return _describe(folder, certificate)
 

@@ -335,14 +335,8 @@ class TlsConfig(Section):
     """Private key in PEM form, when the certificate's file does not hold it."""
 
     keyfile_password: Annotated[
-        str,
-        Option(
-            "--keyfile-password",
-            aliases="--ssl-keyfile-password",
-            metavar="TEXT",
-            secret=True,
-        ),
-    ] = ""
+        str, Option("--keyfile-password", aliases="--ssl-keyfile-password", secret=True)
+    ] = field(default="", repr=False)
     """Password of the private key. Better given as ASGIRI_KEYFILE_PASSWORD: command lines can be
     read by every user of the machine."""
 

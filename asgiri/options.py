@@ -81,7 +81,7 @@ class DeclaredOption:
     choices: tuple[str, ...]
     optional: bool
     repeated: bool
-    owner: type
+    owner: "type[Section]"
 
     # Names
 
@@ -131,7 +131,7 @@ class DeclaredOption:
         return self._sentences()[1]
 
     def _sentences(self) -> tuple[str, str]:
-        text = _attribute_docstrings(self.owner).get(self.field, "")
+        text = _attribute_docstrings(cast("type", self.owner)).get(self.field, "")
         first, stop, rest = text.partition(". ")
         return (first + stop).rstrip(), rest
 
