@@ -1,4 +1,5 @@
-"""The ASGI callables, and the two interfaces between an exchange and the transport that serves it."""
+"""The ASGI callables, and the two interfaces between an exchange and the transport that serves
+it."""
 
 from __future__ import annotations
 
@@ -15,22 +16,26 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class ResponseSink(Protocol):
-    """What an exchange may ask of the connection that serves it (implemented by `transport.session`).
+    """What an exchange may ask of the connection that serves it (implemented by
+    `transport.session`).
 
-    Every method returns at once. An exchange that was told to pause (`Exchange.pause_writing`) waits
-    before it sends more. After `Exchange.disconnected` all of them do nothing.
+    Every method returns at once. An exchange that was told to pause (`Exchange.pause_writing`)
+    waits before it sends more. After `Exchange.disconnected` all of them do nothing.
     """
 
     def send_informational(self, stream_id: int, status: int, headers: Headers) -> None: ...
 
-    def send_response(self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool) -> None: ...
+    def send_response(self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool) ->
+    None: ...
 
     def send_body(self, stream_id: int, data: bytes, *, ended: bool) -> None: ...
 
     def send_trailers(self, stream_id: int, headers: Headers) -> None: ...
 
-    def send_file(self, stream_id: int, head: ResponseHead | None, file: int, offset: int, count: int, *, ended: bool) -> Awaitable[None]:
-        """Send `count` bytes of an open file from `offset`: sendfile on cleartext HTTP/1.1, reads elsewhere."""
+    def send_file(self, stream_id: int, head: ResponseHead | None, file: int, offset: int, count:
+    int, *, ended: bool) -> Awaitable[None]:
+        """Send `count` bytes of an open file from `offset`: sendfile on cleartext HTTP/1.1, reads
+        elsewhere."""
 
     def accept_tunnel(self, stream_id: int, headers: Headers) -> None: ...
 
@@ -40,7 +45,8 @@ class ResponseSink(Protocol):
         """The application took `credit` bytes: the peer may send as many more."""
 
     def exchange_ended(self, stream_id: int) -> None:
-        """The application's call returned: the stream's slot is free (HTTP/1.1 goes on with the next request)."""
+        """The application's call returned: the stream's slot is free (HTTP/1.1 goes on with the
+        next request)."""
 
 
 class Exchange(Protocol):
@@ -51,14 +57,16 @@ class Exchange(Protocol):
     def body_ended(self) -> None: ...
 
     def disconnected(self) -> None:
-        """The peer is gone, or gave this stream up. The application sees http.disconnect / websocket.disconnect 1005/1006."""
+        """The peer is gone, or gave this stream up. The application sees http.disconnect /
+        websocket.disconnect 1005/1006."""
 
     def pause_writing(self) -> None: ...
 
     def resume_writing(self) -> None: ...
 
     def drain(self) -> None:
-        """The worker drains: a WebSocket closes with 1012 as configured; an HTTP exchange just goes on."""
+        """The worker drains: a WebSocket closes with 1012 as configured; an HTTP exchange just goes
+        on."""
 
     def cancel(self) -> None:
         """The worker's patience is over: cancel the application's task."""

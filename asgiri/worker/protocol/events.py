@@ -1,10 +1,11 @@
 """What every protocol engine says, and what can be asked of it. Sans-IO.
 
-An engine (HTTP/1.1, HTTP/2, HTTP/3) turns bytes into the events below and method calls into bytes, so that
-`asgi` and `transport` never learn which version they serve. One exchange is one *stream*; HTTP/1.1 numbers
-its exchanges 1, 2, 3 ... and has one open at a time.
+An engine (HTTP/1.1, HTTP/2, HTTP/3) turns bytes into the events below and method calls into bytes,
+so that `asgi` and `transport` never learn which version they serve. One exchange is one *stream*;
+HTTP/1.1 numbers its exchanges 1, 2, 3 ... and has one open at a time.
 
-Events are mutable slotted dataclasses: freezing costs 0.9 us per object on the hot path, three times the rest.
+Events are mutable slotted dataclasses: freezing costs 0.9 us per object on the hot path, three
+times the rest.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class RequestReceived:
     method: str
     target: bytes
     """Path and query as sent: origin-form; "*" for OPTIONS *; authority-form for a plain CONNECT.
-    An absolute-form target (RFC 9112 §3.2.2) is already reduced to its origin-form, its authority is in `headers` as host."""
+    An absolute-form target (RFC 9112 §3.2.2) is already reduced to its origin-form, its authority
+    is in `headers` as host."""
     headers: Headers
     """With `host` first when the peer sent :authority. No pseudo-header fields."""
     http_version: str
@@ -35,7 +37,8 @@ class RequestReceived:
     ended: bool = False
     """No body follows. Then no `BodyEnded` comes either."""
     protocol: str | None = None
-    """What the peer wants the stream to become: "websocket" (Upgrade, or :protocol of RFC 8441 and 9220)."""
+    """What the peer wants the stream to become: "websocket" (Upgrade, or :protocol of RFC 8441 and
+    9220)."""
     expects_continue: bool = False
     """The peer waits for 100 (Continue) before it sends the body (RFC 9110 §10.1.1)."""
 
@@ -47,7 +50,8 @@ class BodyReceived:
     stream_id: int
     data: bytes
     credit: int
-    """Bytes of flow control to give back by `acknowledge` once the application took `data`: its length, padding included."""
+    """Bytes of flow control to give back by `acknowledge` once the application took `data`: its
+    length, padding included."""
     ended: bool = False
     """This was the last part; no `BodyEnded` follows."""
 
@@ -62,14 +66,16 @@ class BodyEnded:
 
 @dataclass(slots=True)
 class StreamReset:
-    """The peer gave the exchange up (RST_STREAM, RESET_STREAM with STOP_SENDING). Nothing more can be sent on it."""
+    """The peer gave the exchange up (RST_STREAM, RESET_STREAM with STOP_SENDING). Nothing more can
+    be sent on it."""
 
     stream_id: int
 
 
 @dataclass(slots=True)
 class StreamPaused:
-    """More of this stream waits to be sent than `high_water`; the sender should wait for `StreamResumed`."""
+    """More of this stream waits to be sent than `high_water`; the sender should wait for
+    `StreamResumed`."""
 
     stream_id: int
 
@@ -92,10 +98,21 @@ class PeerViolation:
 
 
 @dataclass(slots=True)
+class HalfClosed:
+    """HTTP/1.1: the peer closed its side behind a complete request. It may be gone, or wait for the
+    answer."""
+
+    stream_id: int
+
+
+@dataclass(slots=True)
 class ConnectionEnded:
     """Nothing more will be read. Flush `data_to_send`, then close. Open exchanges are gone."""
 
     reason: str
+    abort: bool = False
+    """Close by RST: the peer could take an orderly end for the end of a response that is not
+    complete."""
 
 
 Event = (
@@ -106,6 +123,7 @@ Event = (
     | StreamPaused
     | StreamResumed
     | PeerViolation
+    | HalfClosed
     | ConnectionEnded
 )
 
@@ -114,8 +132,8 @@ Event = (
 class ResponseHead:
     """A response head, already checked by `headers.response_head`: it can be written as it stands.
 
-    Connection-specific fields (RFC 9110 §7.6.1) are taken out; `close` tells that the application asked for
-    `connection: close`. Server, date and configured default fields are in `headers`.
+    Connection-specific fields (RFC 9110 §7.6.1) are taken out; `close` tells that the application
+    asked for `connection: close`. Server, date and configured default fields are in `headers`.
     """
 
     status: int
@@ -126,11 +144,11 @@ class ResponseHead:
 
 
 class HttpEngine(Protocol):
-    """Server side of one connection. Call a `receive_*` or `send_*` method, handle the events it returns, then
-    write `data_to_send()`.
+    """Server side of one connection. Call a `receive_*` or `send_*` method, handle the events it
+    returns, then write `data_to_send()`.
 
-    `receive_*` never raise for what a peer sent. `send_*` on a stream that the peer has reset or that is
-    unknown do nothing: the exchange learns of the end by `StreamReset`.
+    `receive_*` never raise for what a peer sent. `send_*` on a stream that the peer has reset or
+    that is unknown do nothing: the exchange learns of the end by `StreamReset`.
     """
 
     http_version: str
@@ -151,8 +169,10 @@ class HttpEngine(Protocol):
     def send_informational(self, stream_id: int, status: int, headers: Headers) -> list[Event]:
         """Queue a 1xx response (100, 103). Nothing for HTTP/1.0 peers."""
 
-    def send_response(self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool) -> list[Event]:
-        """Queue the final response head and the first part of its body; `ended` when nothing follows.
+    def send_response(self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool) ->
+    list[Event]:
+        """Queue the final response head and the first part of its body; `ended` when nothing
+        follows.
 
         The engine omits the body where the method or status has none (HEAD, 204, 304).
         """
@@ -164,8 +184,8 @@ class HttpEngine(Protocol):
         """Queue the trailer section and end the stream."""
 
     def accept_tunnel(self, stream_id: int, headers: Headers) -> list[Event]:
-        """Answer a request with `protocol`: 101 on HTTP/1.1, 200 on 2 and 3. From here `send_body` and
-        `BodyReceived` carry the tunnel's bytes as they are."""
+        """Answer a request with `protocol`: 101 on HTTP/1.1, 200 on 2 and 3. From here `send_body`
+        and `BodyReceived` carry the tunnel's bytes as they are."""
 
     def reset_stream(self, stream_id: int) -> list[Event]:
         """Give an exchange up after its response began: the peer must see that it is incomplete
@@ -174,13 +194,25 @@ class HttpEngine(Protocol):
     def data_to_send(self) -> bytes:
         """Everything queued since the last call that windows allow; b"" when there is nothing."""
 
+    def sent_events(self) -> list[Event]:
+        """What sending brought about, to be asked for after `data_to_send` by transports of engines
+        that multiplex: `StreamResumed`, and `ConnectionEnded` once a drained connection is
+        empty."""
+
     # Ending
 
+    def release(self, stream_id: int) -> list[Event]:
+        """The application's call has returned. Until then a stream counts as open, also when the
+        peer has reset it (CVE-2023-44487: a client must not start more work than it is allowed to
+        have open)."""
+
     def begin_drain(self) -> list[Event]:
-        """Take no new exchanges soon: `connection: close` on the next response, or GOAWAY with the highest id."""
+        """Take no new exchanges soon: `connection: close` on the next response, or GOAWAY with the
+        highest id."""
 
     def finish_drain(self) -> list[Event]:
-        """Take no new exchanges now: GOAWAY with the last id taken. HTTP/1.1: nothing more to do."""
+        """Take no new exchanges now: GOAWAY with the last id taken. HTTP/1.1: nothing more to
+        do."""
 
     def close(self) -> list[Event]:
         """End the connection in order: GOAWAY NO_ERROR, CONNECTION_CLOSE H3_NO_ERROR."""
