@@ -25,15 +25,24 @@ class ResponseSink(Protocol):
 
     def send_informational(self, stream_id: int, status: int, headers: Headers) -> None: ...
 
-    def send_response(self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool) ->
-    None: ...
+    def send_response(
+        self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool
+    ) -> None: ...
 
     def send_body(self, stream_id: int, data: bytes, *, ended: bool) -> None: ...
 
     def send_trailers(self, stream_id: int, headers: Headers) -> None: ...
 
-    def send_file(self, stream_id: int, head: ResponseHead | None, file: int, offset: int, count:
-    int, *, ended: bool) -> Awaitable[None]:
+    def send_file(
+        self,
+        stream_id: int,
+        head: ResponseHead | None,
+        file: int,
+        offset: int,
+        count: int,
+        *,
+        ended: bool,
+    ) -> Awaitable[None]:
         """Send `count` bytes of an open file from `offset`: sendfile on cleartext HTTP/1.1, reads
         elsewhere."""
 
@@ -55,6 +64,10 @@ class Exchange(Protocol):
     def body_received(self, data: bytes, credit: int) -> None: ...
 
     def body_ended(self) -> None: ...
+
+    def half_closed(self) -> None:
+        """The peer closed its side behind a complete request: it may be gone, or wait for the
+        answer."""
 
     def disconnected(self) -> None:
         """The peer is gone, or gave this stream up. The application sees http.disconnect /

@@ -169,8 +169,9 @@ class HttpEngine(Protocol):
     def send_informational(self, stream_id: int, status: int, headers: Headers) -> list[Event]:
         """Queue a 1xx response (100, 103). Nothing for HTTP/1.0 peers."""
 
-    def send_response(self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool) ->
-    list[Event]:
+    def send_response(
+        self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool
+    ) -> list[Event]:
         """Queue the final response head and the first part of its body; `ended` when nothing
         follows.
 
