@@ -106,12 +106,13 @@ class ServerLog:
         expression = re.compile(pattern, re.MULTILINE)
         return self.wait_until(lambda text: expression.search(text, start), f"{pattern!r}")
 
-    def complaints(self, allowed: Sequence[str]) -> list[str]:
+    def complaints(self, allowed: Sequence[str], start: int = 0) -> list[str]:
         """Tracebacks and warnings of the interpreter that match none of the allowed patterns."""
+        text = self._text[start:]
         permit = re.compile("|".join([DELIBERATE, *allowed]))
-        found = list(tracebacks(self._text.splitlines()))
-        found += [match[0] for match in COMPLAINTS.finditer(self._text)]
-        return [text for text in found if not permit.search(text)]
+        found = list(tracebacks(text.splitlines()))
+        found += [match[0] for match in COMPLAINTS.finditer(text)]
+        return [complaint for complaint in found if not permit.search(complaint)]
 
 
 def tracebacks(lines: Sequence[str]) -> Iterator[str]:
