@@ -1,0 +1,694 @@
+"""HTTP/3, server side of one connection (RFC 9114, 9204, 9220). Sans-IO: datagrams in, events out.
+
+aioquic carries the streams (`quic`), pylsqpack the field sections. The frames are read here and not
+by aioquic's H3Connection: that one ends the connection for one malformed request, keeps a HEADERS
+frame of any size, decodes a QPACK bomb, and raises in our own calls once the peer has sent
+STOP_SENDING.
+
+A request's record lives until both sides have ended: the peer's by FIN, RESET_STREAM, or after our
+STOP_SENDING; ours when FIN is queued or the stream was reset. What the application has not read is
+granted back then, so that a body nobody reads stops neither the connection nor another request.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aioquic.quic.events import (
+    ConnectionIdIssued,
+    ConnectionIdRetired,
+    HandshakeCompleted,
+    ProtocolNegotiated,
+    QuicEvent,
+    StopSendingReceived,
+    StreamDataReceived,
+)
+from aioquic.quic.events import StreamReset as QuicStreamReset
+
+from asgiri.config import FlowConfig, Http3Config
+from asgiri.ipc.scoreboard import Refusal
+from asgiri.worker.protocol.budget import Budget
+from asgiri.worker.protocol.events import (
+    BodyEnded,
+    BodyReceived,
+    ConnectionEnded,
+    Event,
+    Headers,
+    PeerViolation,
+    RequestReceived,
+    ResponseHead,
+    StreamPaused,
+    StreamReset,
+    StreamResumed,
+)
+from asgiri.worker.protocol.headers import (
+    Malformed,
+    parse_request_untrusted,
+    parse_trailers_untrusted,
+)
+from asgiri.worker.protocol.http3_control import ClientStreams
+from asgiri.worker.protocol.http3_frames import (
+    DATA,
+    GOAWAY,
+    HEADERS,
+    ErrorCode,
+    FrameViolation,
+    Setting,
+    StreamType,
+    frame,
+    write_integer,
+    write_settings,
+)
+from asgiri.worker.protocol.http3_requests import Phase, Request
+from asgiri.worker.protocol.qpack import (
+    BLOCKED_STREAMS,
+    TABLE_SIZE,
+    FieldSections,
+    SectionTooLargeError,
+)
+from asgiri.worker.protocol.quic import SteeredQuicConnection
+
+RESET_BURST: Final = 256
+RESET_RATE: Final = 64.0
+"""Requests a client may give up before they are answered: a browser that leaves a page gives up 100
+at once; 64 a second for ever cost us 2 % of a worker. Each starts the application
+(CVE-2023-44487)."""
+JOIN_LIMIT: Final = 4096
+"""Up to this size frame header and body are joined and queued at once: a copy is cheaper than a
+call."""
+
+SERVED_PROTOCOLS: Final = frozenset(("websocket",))
+"""What :protocol may ask for (RFC 9220). For others 501 (RFC 9220 §3)."""
+
+_FIRST_UNREACHABLE: Final = 1 << 62
+_LAST_STREAM: Final = _FIRST_UNREACHABLE - 4
+_REFUSALS: Final = {
+    ErrorCode.H3_FRAME_UNEXPECTED: Refusal.HTTP3_BAD_FRAME,
+    ErrorCode.H3_FRAME_ERROR: Refusal.HTTP3_BAD_FRAME,
+    ErrorCode.H3_SETTINGS_ERROR: Refusal.HTTP3_BAD_FRAME,
+    ErrorCode.H3_MISSING_SETTINGS: Refusal.HTTP3_BAD_FRAME,
+    ErrorCode.H3_CLOSED_CRITICAL_STREAM: Refusal.HTTP3_CRITICAL_STREAM,
+    ErrorCode.H3_EXCESSIVE_LOAD: Refusal.HTTP3_RESET_FLOOD,
+    ErrorCode.QPACK_DECOMPRESSION_FAILED: Refusal.HTTP3_COMPRESSION,
+    ErrorCode.QPACK_ENCODER_STREAM_ERROR: Refusal.HTTP3_COMPRESSION,
+    ErrorCode.QPACK_DECODER_STREAM_ERROR: Refusal.HTTP3_COMPRESSION,
+}
+"""What ends a connection; all other codes count as HTTP3_PROTOCOL_ERROR."""
+
+
+class Http3Connection:
+    """An `HttpEngine` over datagrams.
+
+    Call `receive_datagram` or `handle_timer`, carry the events out, call `datagrams_to_send`, then
+    `sent_events`. Connection IDs come and go in either: `take_connection_id_changes`.
+    """
+
+    http_version = "3"
+
+    def __init__(
+        self, quic: SteeredQuicConnection, *, config: Http3Config, flow: FlowConfig
+    ) -> None:
+        self._quic = quic
+        self._largest_section = config.max_header_list_size
+        self._max_streams = config.max_streams
+        self._high_water = flow.high_water
+        self._low_water = flow.low_water
+        self._now = 0.0
+        self._events: list[Event] = []
+        """Collected by the call that is under way, or by `datagrams_to_send`."""
+        self.connection_id_changes: list[tuple[bytes, bool]] = []
+        """Connection IDs that came (True) or went (False), for the transport to take."""
+        self.handshake_complete = False
+        self.output_is_due = False
+        """Something was queued since `datagrams_to_send` was last called."""
+        self._ended = False
+
+        self._requests: dict[int, Request] = {}
+        self._running: set[int] = set()
+        """Requests given out whose application call has not returned."""
+        self._paused: set[Request] = set()
+        self._answered_early: list[Request] = []
+        self._resets = Budget(burst=RESET_BURST, per_second=RESET_RATE)
+        self._next_stream = 0
+        self._refuse_from = _FIRST_UNREACHABLE
+        self._draining = False
+
+        self._sections = FieldSections(config.max_header_list_size)
+        self._client_streams = ClientStreams(self._sections)
+        self._control_stream = self._encoder_stream = self._decoder_stream = -1
+
+    # Receiving
+
+    def receive_datagram(self, datagram: bytes, address: Any, now: float) -> list[Event]:
+        """Feed a datagram from the peer. Never raises."""
+        self._now = now
+        self._quic.receive_datagram(datagram, address, now)
+        return self._pull_events()
+
+    def timer(self) -> float | None:
+        """When to call `handle_timer` next."""
+        return self._quic.get_timer()
+
+    def handle_timer(self, now: float) -> list[Event]:
+        """The time that `timer` named has come."""
+        self._now = now
+        self._quic.handle_timer(now)
+        self.output_is_due = True
+        return self._pull_events()
+
+    def acknowledge(self, stream_id: int, credit: int) -> list[Event]:
+        request = self._requests.get(stream_id)
+        if request is not None:
+            credit = min(credit, request.unread)
+            request.unread -= credit
+            self._grant(stream_id, credit)
+        return []
+
+    def take_connection_id_changes(self) -> list[tuple[bytes, bool]]:
+        """Connection IDs to listen to from now (True), or no longer (False)."""
+        changes, self.connection_id_changes = self.connection_id_changes, []
+        return changes
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing more will be received or sent."""
+        return self._quic.is_ending and not self._quic.close_is_pending
+
+    # Sending
+
+    def send_informational(self, stream_id: int, status: int, headers: Headers) -> list[Event]:
+        if request := self._open(stream_id):
+            self._send(request, self._section(stream_id, status, headers), ended=False)
+        return self._take_events()
+
+    def send_response(
+        self, stream_id: int, head: ResponseHead, body: bytes, *, ended: bool
+    ) -> list[Event]:
+        if request := self._open(stream_id):
+            if head.status == 204 or head.status == 304:
+                request.bodiless = True
+            data = self._section(stream_id, head.status, head.headers)
+            if body and not request.bodiless:
+                data = self._join(request, data, body)
+            self._send(request, data, ended=ended)
+        return self._take_events()
+
+    def send_body(self, stream_id: int, data: bytes, *, ended: bool) -> list[Event]:
+        if request := self._open(stream_id):
+            data = self._join(request, b"", data) if data and not request.bodiless else b""
+            if data or ended:
+                self._send(request, data, ended=ended)
+        return self._take_events()
+
+    def send_trailers(self, stream_id: int, headers: Headers) -> list[Event]:
+        if request := self._open(stream_id):
+            section = frame(HEADERS, self._sections.encode(stream_id, headers))
+            self._send(request, section, ended=True)
+        return self._take_events()
+
+    def accept_tunnel(self, stream_id: int, headers: Headers) -> list[Event]:
+        if request := self._open(stream_id):
+            self._send(request, self._section(stream_id, 200, headers), ended=False)
+        return self._take_events()
+
+    def reset_stream(self, stream_id: int) -> list[Event]:
+        if request := self._open(stream_id):
+            self._abort(request, ErrorCode.H3_INTERNAL_ERROR)
+        return []
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        """Everything queued that congestion control, pacing and the peer's windows allow now."""
+        quic = self._quic
+        self.output_is_due = False
+        if self._answered_early:
+            self._stop_early_requests()
+        if output := self._sections.take_output():
+            quic.send(self._decoder_stream, output)
+        datagrams = quic.datagrams_to_send(now)
+        # Sending issues connection IDs, and may be what fails.
+        self._events = self._pull_events()
+        for request in [
+            paused for paused in self._paused if quic.unsent(paused.stream_id) <= self._low_water
+        ]:
+            self._paused.discard(request)
+            request.paused = False
+            self._events.append(StreamResumed(request.stream_id))
+        return datagrams
+
+    def sent_events(self) -> list[Event]:
+        """What sending brought about."""
+        return self._take_events()
+
+    # Ending
+
+    def release(self, stream_id: int) -> list[Event]:
+        self._running.discard(stream_id)
+        return []
+
+    def begin_drain(self) -> list[Event]:
+        """GOAWAY with the highest ID there is: requests that are under way are still served."""
+        if not self._draining:
+            self._draining = True
+            self._goaway(_LAST_STREAM)
+        return []
+
+    def finish_drain(self) -> list[Event]:
+        """GOAWAY with the first ID that is not served; the connection ends when it is empty."""
+        if self._refuse_from == _FIRST_UNREACHABLE:
+            self._draining = True
+            self._refuse_from = self._next_stream
+            self._goaway(self._refuse_from)
+        return self._pull_events()
+
+    def close(self) -> list[Event]:
+        self._quic.finish(ErrorCode.H3_NO_ERROR, "")
+        self.output_is_due = True
+        return self._pull_events()
+
+    @property
+    def is_idle(self) -> bool:
+        """No request is open, and all that was answered has arrived."""
+        # A request that is being discarded would wait for a peer that may never end it.
+        if any(not request.discarding for request in self._requests.values()):
+            return False
+        return not self._quic.has_unfinished_responses
+
+    # Events of QUIC
+
+    def _pull_events(self) -> list[Event]:
+        quic = self._quic
+        while (event := quic.next_event()) is not None:
+            if self._ended:
+                continue
+            try:
+                if type(event) is StreamDataReceived:
+                    self._stream_data(event.stream_id, event.data, event.end_stream)
+                else:
+                    self._other_event(event)
+            except FrameViolation as violation:
+                self._violation(violation)
+        if self._refuse_from != _FIRST_UNREACHABLE and self.is_idle:
+            quic.finish(ErrorCode.H3_NO_ERROR, "")
+        if quic.is_ending and not self._ended:
+            self._end()
+        return self._take_events()
+
+    def _take_events(self) -> list[Event]:
+        if not self._events:
+            return []
+        events, self._events = self._events, []
+        return events
+
+    def _stream_data(self, stream_id: int, data: bytes, fin: bool) -> None:
+        if stream_id & 2:
+            self._grant(stream_id, len(data))
+            self._client_stream_data(stream_id, data, fin)
+            return
+        request = self._requests.get(stream_id) or self._begin_request(stream_id)
+        if fin:
+            request.fin = True
+        if request.discarding:
+            self._let_go(request)
+            if fin:
+                self._forget(request)
+            return
+        frames = request.frames
+        if frames.in_data and len(data) < frames.left and not request.blocked:
+            # The middle of a large body: most packets of an upload.
+            frames.left -= len(data)
+            self._body(request, data)
+            return
+        pieces = frames.read(data)
+        # Framing and field sections are granted as they come: the limit on a section bounds them.
+        body_size = sum(len(payload) for kind, payload in pieces if kind == DATA)
+        self._grant(stream_id, len(data) - body_size)
+        request.pieces += pieces
+        self._work_off(request)
+
+    def _other_event(self, event: QuicEvent) -> None:
+        match event:
+            case QuicStreamReset(stream_id=stream_id):
+                self._peer_reset(stream_id)
+            case StopSendingReceived(stream_id=stream_id):
+                self._peer_stopped(stream_id)
+            case ConnectionIdIssued(connection_id=connection_id):
+                self.connection_id_changes.append((connection_id, True))
+            case ConnectionIdRetired(connection_id=connection_id):
+                self.connection_id_changes.append((connection_id, False))
+            case ProtocolNegotiated():
+                self._open_streams()
+            case HandshakeCompleted():
+                self.handshake_complete = True
+
+    def _violation(self, violation: FrameViolation) -> None:
+        reason = _REFUSALS.get(violation.code, Refusal.HTTP3_PROTOCOL_ERROR)
+        self._events.append(PeerViolation(reason, violation.detail))
+        self._quic.finish(violation.code, violation.detail)
+        self._end()
+
+    def _end(self) -> None:
+        """Nothing more is read. Both sides' streams are gone with the connection."""
+        quic = self._quic
+        self._ended = True
+        self.output_is_due = True
+        self._requests.clear()
+        self._paused.clear()
+        self._answered_early.clear()
+        if quic.peer_is_to_blame:
+            reason = (
+                Refusal.QUIC_PROTOCOL_ERROR
+                if self.handshake_complete
+                else Refusal.QUIC_HANDSHAKE_FAILED
+            )
+            self._events.append(PeerViolation(reason, quic.end_reason))
+        self._events.append(ConnectionEnded(quic.end_reason))
+
+    # Request streams: the peer's side
+
+    def _begin_request(self, stream_id: int) -> Request:
+        request = self._requests[stream_id] = Request(stream_id, self._largest_section)
+        self._next_stream = max(self._next_stream, stream_id + 4)
+        if stream_id >= self._refuse_from:
+            self._abort(request, ErrorCode.H3_REQUEST_REJECTED)
+        elif self._quic.sending_is_over(stream_id):  # STOP_SENDING overtook the request
+            self._abort(request, ErrorCode.H3_REQUEST_CANCELLED)
+        return request
+
+    def _work_off(self, request: Request) -> None:
+        """Handle the pieces that have come, until a field section has to wait."""
+        pieces = request.pieces
+        while pieces and not request.blocked:
+            kind, payload = pieces.pop(0)
+            if kind == DATA:
+                self._body(request, payload)
+            elif kind == HEADERS:
+                self._field_section(request, payload)
+            else:
+                self._section_too_large(request)
+        if request.fin and not request.ended and not request.blocked and not request.discarding:
+            self._request_ended(request)
+
+    def _body(self, request: Request, data: bytes) -> None:
+        if request.phase is Phase.HEAD or request.phase is Phase.NOTHING:
+            raise FrameViolation(ErrorCode.H3_FRAME_UNEXPECTED, f"DATA as {request.phase.name}")
+        if not data:
+            return
+        size = len(data)
+        request.received += size
+        if request.content_length is not None and request.received > request.content_length:
+            self._refuse(
+                request,
+                ErrorCode.H3_MESSAGE_ERROR,
+                Refusal.BODY_LENGTH_MISMATCH,
+                f"body exceeds its content-length {request.content_length}",
+            )
+            return
+        request.unread += size
+        self._events.append(BodyReceived(request.stream_id, data, size))
+
+    def _field_section(self, request: Request, block: bytes) -> None:
+        if request.phase is Phase.TUNNEL or request.phase is Phase.NOTHING:
+            raise FrameViolation(ErrorCode.H3_FRAME_UNEXPECTED, f"HEADERS as {request.phase.name}")
+        try:
+            fields = self._sections.decode(request.stream_id, block)
+        except SectionTooLargeError:
+            self._section_too_large(request)
+            return
+        if fields is None:
+            request.blocked = True
+        else:
+            self._fields(request, fields)
+
+    def _resume(self, stream_id: int) -> None:
+        request = self._requests[stream_id]
+        try:
+            fields = self._sections.resume(stream_id)
+        except SectionTooLargeError:
+            request.blocked = False
+            self._section_too_large(request)
+            return
+        if fields is not None:
+            request.blocked = False
+            self._fields(request, fields)
+            self._work_off(request)
+
+    def _fields(self, request: Request, fields: Headers) -> None:
+        if request.phase is Phase.HEAD:
+            self._begin_exchange(request, fields)
+            return
+        trailers = parse_trailers_untrusted(fields)
+        if isinstance(trailers, Malformed):
+            self._malformed(request, trailers)
+        else:
+            request.trailers = trailers
+            request.phase = Phase.NOTHING
+
+    def _begin_exchange(self, request: Request, fields: Headers) -> None:
+        parts = parse_request_untrusted(fields)
+        if isinstance(parts, Malformed):
+            self._malformed(request, parts)
+            return
+        stream_id = request.stream_id
+        if len(self._running) >= self._max_streams:
+            self._refuse(
+                request,
+                ErrorCode.H3_REQUEST_REJECTED,
+                Refusal.HTTP3_STREAM_LIMIT,
+                f"{len(self._running)} calls of the application are running",
+            )
+            return
+        if parts.protocol is not None and parts.protocol not in SERVED_PROTOCOLS:
+            request.phase = Phase.TUNNEL
+            self._answer(request, 501)
+            return
+        if parts.method == "CONNECT":
+            request.phase = Phase.TUNNEL
+        else:
+            request.phase = Phase.BODY
+            request.content_length = parts.content_length
+            request.bodiless = parts.method == "HEAD"
+        self._running.add(stream_id)
+        self._events.append(
+            RequestReceived(
+                stream_id,
+                parts.method,
+                parts.target,
+                parts.headers,
+                "3",
+                protocol=parts.protocol,
+                expects_continue=parts.expects_continue,
+            )
+        )
+
+    def _request_ended(self, request: Request) -> None:
+        if not request.frames.is_between_frames:
+            raise FrameViolation(ErrorCode.H3_FRAME_ERROR, "stream ends within a frame")
+        if request.phase is Phase.HEAD:
+            self._refuse(
+                request,
+                ErrorCode.H3_REQUEST_INCOMPLETE,
+                Refusal.HTTP3_TRUNCATED,
+                "stream ends without a request",
+            )
+            return
+        if request.content_length is not None and request.received != request.content_length:
+            self._refuse(
+                request,
+                ErrorCode.H3_MESSAGE_ERROR,
+                Refusal.BODY_LENGTH_MISMATCH,
+                f"body of {request.received} bytes, content-length {request.content_length}",
+            )
+            return
+        request.ended = True
+        last = self._events[-1] if self._events else None
+        if (
+            isinstance(last, RequestReceived | BodyReceived)
+            and last.stream_id == request.stream_id
+            and not request.trailers
+        ):
+            last.ended = True
+        else:
+            self._events.append(BodyEnded(request.stream_id, request.trailers))
+        if request.responded:
+            self._forget(request)
+
+    def _peer_reset(self, stream_id: int) -> None:
+        """RESET_STREAM: the peer's side ends, and the request with it unless it was answered."""
+        if stream_id & 2:
+            self._client_streams.reset(stream_id)
+            self._quic.release(stream_id, 0)
+            return
+        request = self._requests.get(stream_id)
+        if request is None:  # reset before anything of it came
+            request = self._begin_request(stream_id)
+        request.fin = True
+        if request.phase is Phase.HEAD or request.blocked:
+            self._sections.cancel(stream_id)
+        if request.responded:
+            self._forget(request)
+        else:
+            self._given_up(request)
+
+    def _peer_stopped(self, stream_id: int) -> None:
+        """STOP_SENDING: aioquic has reset our side; nothing that we send would be read."""
+        if stream_id & 2:
+            raise FrameViolation(
+                ErrorCode.H3_CLOSED_CRITICAL_STREAM, f"STOP_SENDING for stream {stream_id}"
+            )
+        request = self._requests.get(stream_id)
+        if request is not None and not request.responded:
+            self._given_up(request)
+
+    def _given_up(self, request: Request) -> None:
+        if request.phase is not Phase.HEAD:
+            self._events.append(StreamReset(request.stream_id))
+        self._abort(request, ErrorCode.H3_REQUEST_CANCELLED)
+        if not self._resets.spend(self._now):
+            raise FrameViolation(
+                ErrorCode.H3_EXCESSIVE_LOAD,
+                f"more than {RESET_RATE:.0f} cancelled requests a second",
+            )
+
+    # Request streams: refusing and ending
+
+    def _malformed(self, request: Request, malformed: Malformed) -> None:
+        """RFC 9114 §4.1.2: "MUST be treated as a stream error of type H3_MESSAGE_ERROR"."""
+        self._refuse(
+            request, ErrorCode.H3_MESSAGE_ERROR, Refusal.HTTP3_BAD_HEADERS, malformed.detail
+        )
+
+    def _refuse(self, request: Request, code: ErrorCode, reason: Refusal, detail: str) -> None:
+        self._events.append(PeerViolation(reason, detail, request.stream_id))
+        self._abort(request, code)
+
+    def _section_too_large(self, request: Request) -> None:
+        detail = f"field section above {self._largest_section} bytes"
+        reason = Refusal.HTTP3_HEADERS_TOO_LARGE
+        if request.phase is Phase.HEAD:
+            self._events.append(PeerViolation(reason, detail, request.stream_id))
+            request.phase = Phase.NOTHING
+            self._answer(request, 431)
+        else:
+            self._refuse(request, ErrorCode.H3_EXCESSIVE_LOAD, reason, detail)
+
+    def _answer(self, request: Request, status: int) -> None:
+        """Answer without the application, and read no more of the request."""
+        section = self._section(request.stream_id, status, [(b"content-length", b"0")])
+        self._send(request, section, ended=True)
+        self._stop(request, ErrorCode.H3_NO_ERROR)
+
+    def _abort(self, request: Request, code: ErrorCode) -> None:
+        """End both sides of a stream with an error code."""
+        self._quic.abort_sending(request.stream_id, code)
+        self._paused.discard(request)
+        request.responded = True
+        self.output_is_due = True
+        self._stop(request, code)
+
+    def _stop(self, request: Request, code: ErrorCode) -> None:
+        """Read no more of a request whose response is queued or reset."""
+        if request.discarding or request.stream_id not in self._requests:
+            return
+        request.discarding = True
+        request.pieces.clear()
+        if request.blocked:
+            request.blocked = False
+            self._sections.cancel(request.stream_id)
+        if request.fin:
+            self._forget(request)
+        else:
+            self._quic.stop_receiving(request.stream_id, code)
+            self._let_go(request)
+
+    def _stop_early_requests(self) -> None:
+        """RFC 9114 §4.1: a response that does not need the rest of its request may end it."""
+        requests, self._answered_early = self._answered_early, []
+        for request in requests:
+            self._stop(request, ErrorCode.H3_NO_ERROR)
+
+    def _forget(self, request: Request) -> None:
+        del self._requests[request.stream_id]
+        self._paused.discard(request)
+        self._let_go(request)
+
+    def _let_go(self, request: Request) -> None:
+        """Nobody will read the rest: let the connection's window have it back."""
+        if self._quic.release(request.stream_id, request.unread):
+            self.output_is_due = True
+        request.unread = 0
+
+    def _grant(self, stream_id: int, size: int) -> None:
+        if size and self._quic.grant(stream_id, size):
+            self.output_is_due = True
+
+    # Request streams: our side
+
+    def _open(self, stream_id: int) -> Request | None:
+        """The request, if something can still be sent on its stream."""
+        request = self._requests.get(stream_id)
+        return None if request is None or request.responded else request
+
+    def _section(self, stream_id: int, status: int, headers: Headers) -> bytes:
+        fields = [(b":status", b"%d" % status), *headers]
+        return frame(HEADERS, self._sections.encode(stream_id, fields))
+
+    def _join(self, request: Request, before: bytes, body: bytes) -> bytes:
+        """Put a DATA frame around a body; return what is left to send."""
+        head = before + b"\x00" + write_integer(len(body))
+        if len(body) <= JOIN_LIMIT:
+            return head + body
+        self._quic.send(request.stream_id, head)
+        return body
+
+    def _send(self, request: Request, data: bytes, *, ended: bool) -> None:
+        quic = self._quic
+        quic.send(request.stream_id, data, ended=ended)
+        self.output_is_due = True
+        if ended:
+            request.responded = True
+            if request.ended:
+                self._forget(request)
+            else:
+                self._paused.discard(request)
+                self._answered_early.append(request)
+        elif not request.paused and quic.unsent(request.stream_id) > self._high_water:
+            request.paused = True
+            self._paused.add(request)
+            self._events.append(StreamPaused(request.stream_id))
+
+    # Unidirectional streams
+
+    def _open_streams(self) -> None:
+        quic = self._quic
+        self._control_stream = quic.open_uni_stream()
+        self._encoder_stream = quic.open_uni_stream()
+        self._decoder_stream = quic.open_uni_stream()
+        settings = write_settings(
+            {
+                Setting.QPACK_MAX_TABLE_CAPACITY: TABLE_SIZE,
+                Setting.QPACK_BLOCKED_STREAMS: BLOCKED_STREAMS,
+                Setting.MAX_FIELD_SECTION_SIZE: self._largest_section,
+                Setting.ENABLE_CONNECT_PROTOCOL: 1,
+            }
+        )
+        quic.send(self._control_stream, write_integer(StreamType.CONTROL) + settings)
+        quic.send(self._encoder_stream, write_integer(StreamType.QPACK_ENCODER))
+        quic.send(self._decoder_stream, write_integer(StreamType.QPACK_DECODER))
+        if self._draining:
+            self._goaway(min(_LAST_STREAM, self._refuse_from))
+        self.output_is_due = True
+
+    def _goaway(self, stream_id: int) -> None:
+        self._quic.send(self._control_stream, frame(GOAWAY, write_integer(stream_id)))
+        self.output_is_due = True
+
+    def _client_stream_data(self, stream_id: int, data: bytes, fin: bool) -> None:
+        streams = self._client_streams
+        streams.receive(stream_id, data, ended=fin)
+        while streams.unblocked:
+            self._resume(streams.unblocked.pop())
+        while streams.unwanted:
+            # RFC 9114 §6.2: "the recipient MUST either abort reading of the stream or discard".
+            self._quic.stop_receiving(streams.unwanted.pop(), ErrorCode.H3_STREAM_CREATION_ERROR)
+            self.output_is_due = True
+        streams.control.priorities.clear()

@@ -1,0 +1,487 @@
+"""QUIC, server side of one connection: aioquic with our connection IDs and our flow control.
+Sans-IO.
+
+aioquic owns the protocol (RFC 9000 to 9002). It has no hook for connection IDs, gives receive
+credit as data arrives, and raises on some of what a hostile peer can send. Those three things are
+mended here, in the only module that touches its private names; a test fails when one of them moves,
+and `check_steering` at boot when they mean something else.
+
+Connection IDs. Every ID that a client learns comes from the worker's mint, its reset token from the
+shared key.
+
+Receive credit. aioquic doubles a limit when half of it was used, whoever reads. Here a limit is
+what the application has taken plus a window: `grant` moves it on. What is announced lags by up to a
+quarter of the window, so that a frame is worth its bytes.
+
+Send buffers. aioquic takes whatever it is given. `unsent` says what waits for the peer's windows or
+the congestion controller, `held` adds what is under way.
+"""
+
+from __future__ import annotations
+
+import ssl
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.connection import (
+    CONNECTION_LIMIT_FRAME_CAPACITY,
+    MAX_STREAM_DATA_FRAME_CAPACITY,
+    TRANSPORT_CLOSE_FRAME_CAPACITY,
+    QuicConnection,
+    QuicNetworkPath,
+)
+from aioquic.quic.crypto import CryptoPair
+from aioquic.quic.packet import (
+    QuicErrorCode,
+    QuicFrameType,
+    QuicPacketType,
+    QuicProtocolVersion,
+    pull_quic_header,
+)
+from aioquic.quic.packet_builder import QuicPacketBuilder
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from asgiri.config import Http3Config
+from asgiri.errors import LocalProtocolError
+from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
+from asgiri.ipc.tokens import ResetTokens
+
+if TYPE_CHECKING:
+    from aioquic.quic.packet_builder import QuicPacketBuilder as PacketBuilder
+    from aioquic.quic.recovery import QuicPacketSpace
+    from aioquic.quic.stream import QuicStream
+
+ALPN: Final = "h3"
+VERSIONS: Final = (QuicProtocolVersion.VERSION_1, QuicProtocolVersion.VERSION_2)
+
+UNI_STREAMS: Final = 16
+"""Unidirectional streams a client may have open. HTTP/3 needs 3; the others are for extensions and
+grease (RFC 9114 §6.2 asks for at least 3, and for at least 1,024 bytes of credit on each)."""
+
+UPDATE_SHARE: Final = 4
+"""A new limit is announced when it is ahead of the last one by window / 4: 1 frame in 200 packets
+at the defaults."""
+
+MINTED_IN_SELF_TEST: Final = 9
+"""8 that the client may hold at once, and one more for the one it retired."""
+
+INTERNAL_ERROR: Final = int(QuicErrorCode.INTERNAL_ERROR)
+INVALID_TOKEN: Final = int(QuicErrorCode.INVALID_TOKEN)
+CONNECTION_REFUSED: Final = int(QuicErrorCode.CONNECTION_REFUSED)
+
+
+class Initial(NamedTuple):
+    """The header of a client's Initial packet."""
+
+    version: int
+    destination_cid: bytes
+    source_cid: bytes
+    token: bytes
+
+
+def quic_configuration(
+    config: Http3Config, *, certfile: str, keyfile: str | None, password: str | None = None
+) -> QuicConfiguration:
+    """Read the certificate and return what all connections of a worker share."""
+    configuration = QuicConfiguration(
+        is_client=False,
+        alpn_protocols=[ALPN],
+        connection_id_length=CONNECTION_ID_LENGTH,
+        idle_timeout=config.idle_timeout,
+        max_data=config.connection_window,
+        max_stream_data=config.stream_window,
+        max_datagram_size=config.max_datagram_size,
+        supported_versions=list(VERSIONS),
+    )
+    configuration.load_cert_chain(certfile, keyfile, password)
+    return configuration
+
+
+class _SilentLogger:
+    """aioquic's log lines carry what the peer wrote; we report by events and counters."""
+
+    def debug(self, *_: object) -> None: ...
+
+    info = warning = error = debug
+
+
+_SILENT: Final = _SilentLogger()
+
+
+class SteeredQuicConnection(QuicConnection):
+    """aioquic's connection; every method of ours that starts without an underscore is safe to call
+    at any time.
+
+    `receive_datagram`, `datagrams_to_send` and `handle_timer` never raise: what aioquic raises
+    closes the connection with INTERNAL_ERROR and is kept in `fault`.
+    """
+
+    def __init__(
+        self,
+        *,
+        configuration: QuicConfiguration,
+        mint: ConnectionIdMint,
+        reset_tokens: ResetTokens,
+        max_streams: int,
+        original_destination_connection_id: bytes,
+        retry_source_connection_id: bytes | None = None,
+    ) -> None:
+        super().__init__(
+            configuration=configuration,
+            original_destination_connection_id=original_destination_connection_id,
+            retry_source_connection_id=retry_source_connection_id,
+        )
+        self._mint = mint
+        self._reset_tokens = reset_tokens
+        self._connection_step = configuration.max_data // UPDATE_SHARE
+        self._stream_window = configuration.max_stream_data
+        self._stream_step = configuration.max_stream_data // UPDATE_SHARE
+        self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = max_streams
+        self._local_max_streams_uni.value = self._local_max_streams_uni.sent = UNI_STREAMS
+        self._is_given_up = False
+        self._is_finished = False
+        self.fault: str | None = None
+        """What aioquic raised, if it did."""
+        # The peer's words would reach the log of every application that sets its root logger to
+        # INFO.
+        self._logger = self._loss._logger = _SILENT  # type: ignore[assignment]
+
+        first = self._host_cids[0]
+        first.cid = mint.mint()
+        first.stateless_reset_token = reset_tokens.token(first.cid)
+        self.host_cid = self._local_initial_source_connection_id = first.cid
+
+    # State
+
+    @property
+    def host_connection_ids(self) -> list[bytes]:
+        """Every connection ID of ours that the peer may use now."""
+        return [entry.cid for entry in self._host_cids]
+
+    @property
+    def handshake_complete(self) -> bool:
+        return self._handshake_complete
+
+    @property
+    def is_ending(self) -> bool:
+        """True from the first reason to end on: a close by either side, or a timeout."""
+        return self._close_event is not None or self._is_given_up
+
+    @property
+    def close_is_pending(self) -> bool:
+        """True while a CONNECTION_CLOSE of ours waits for `datagrams_to_send`."""
+        return self._close_pending and not self._is_given_up
+
+    @property
+    def end_reason(self) -> str:
+        if self.fault is not None:
+            return self.fault
+        event = self._close_event
+        return "" if event is None else f"{event.error_code:#x} {event.reason_phrase}"
+
+    @property
+    def peer_is_to_blame(self) -> bool:
+        """The peer broke a rule of QUIC, for which aioquic closes and has not told it yet."""
+        return self._close_pending and not self._is_finished
+
+    def finish(self, error_code: int, reason: str) -> None:
+        """Close the connection for a reason of HTTP/3's. Does nothing when it is ending already."""
+        if self._close_event is None:
+            self._is_finished = True
+            self.close(error_code=error_code, reason_phrase=reason)
+
+    def trust_path(self, address: Any) -> None:
+        """A token proved the client's address: no limit on what it is sent (RFC 9000 §8.1)."""
+        self._network_paths = [QuicNetworkPath(address, is_validated=True)]
+
+    # Receiving
+
+    def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:
+        try:
+            super().receive_datagram(data, addr, now)
+        except Exception as error:
+            # Foreign code reads a stranger's bytes: whatever it raises ends this connection alone.
+            self._fail(error)
+
+    def grant(self, stream_id: int, size: int) -> bool:
+        """As many bytes of a stream were taken: let the peer send more. True: worth a packet."""
+        limit = self._local_max_data
+        limit.value += size
+        is_due = limit.value - limit.sent >= self._connection_step
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.max_stream_data_local += size
+            ahead = stream.max_stream_data_local - stream.max_stream_data_local_sent
+            is_due = is_due or (ahead >= self._stream_step and not stream.receiver.is_finished)
+        return is_due
+
+    def release(self, stream_id: int, unread: int) -> bool:
+        """Count all that came on a stream as taken, delivered or not: nobody will read it.
+
+        `unread` is what was delivered and not granted: all there is when aioquic has forgotten the
+        stream.
+        """
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return self.grant(stream_id, unread)
+        taken = stream.max_stream_data_local - self._stream_window
+        return self.grant(stream_id, stream.receiver.highest_offset - taken)
+
+    def stop_receiving(self, stream_id: int, error_code: int) -> None:
+        """Ask the peer to send no more on a stream (STOP_SENDING)."""
+        stream = self._streams.get(stream_id)
+        if stream is not None and not stream.receiver.is_finished:
+            stream.receiver.stop(error_code)
+
+    # Sending
+
+    def open_uni_stream(self) -> int:
+        """Begin a stream of our own; `send` to it."""
+        stream_id = self.get_next_available_stream_id(is_unidirectional=True)
+        self._get_or_create_stream_for_send(stream_id)
+        return stream_id
+
+    def send(self, stream_id: int, data: bytes, *, ended: bool = False) -> None:
+        """Queue bytes. Nothing happens when the stream is over, whoever ended it."""
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            return
+        sender = stream.sender
+        if sender._buffer_fin is None and sender._reset_error_code is None:
+            sender.write(data, end_stream=ended)
+
+    def abort_sending(self, stream_id: int, error_code: int) -> None:
+        """Give our side of a stream up (RESET_STREAM). Nothing happens when it is over."""
+        stream = self._streams.get(stream_id)
+        if stream is not None:
+            stream.sender.reset(error_code)
+
+    def sending_is_over(self, stream_id: int) -> bool:
+        """Our side of a stream was reset, as a STOP_SENDING does."""
+        stream = self._streams.get(stream_id)
+        return stream is None or stream.sender._reset_error_code is not None
+
+    def unsent(self, stream_id: int) -> int:
+        """Bytes of a stream that have not been sent once."""
+        stream = self._streams.get(stream_id)
+        if stream is None or stream.sender._reset_error_code is not None:
+            return 0
+        return stream.sender._buffer_stop - stream.sender.highest_offset
+
+    def held(self, stream_id: int) -> int:
+        """Bytes of a stream in memory: unsent, or sent and not acknowledged."""
+        stream = self._streams.get(stream_id)
+        return 0 if stream is None else len(stream.sender._buffer)
+
+    @property
+    def has_unfinished_responses(self) -> bool:
+        """True while the peer has not acknowledged the end of everything sent on its streams."""
+        return any(
+            not stream.sender.is_finished
+            for stream_id, stream in self._streams.items()
+            if not stream_id & 3 and stream.sender._buffer_stop
+        )
+
+    def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
+        # Before its first valid datagram a connection has no path, and aioquic would fail for want
+        # of one.
+        if not self._network_paths or not self._cryptos or self._is_given_up:
+            return []
+        try:
+            return super().datagrams_to_send(now)
+        except Exception as error:  # as in receive_datagram
+            self._fail(error)
+            return []
+
+    def handle_timer(self, now: float) -> None:
+        try:
+            super().handle_timer(now)
+        except Exception as error:  # as in receive_datagram
+            self._fail(error)
+
+    # aioquic calls these
+
+    def _replenish_connection_ids(self) -> None:
+        known = len(self._host_cids)
+        super()._replenish_connection_ids()
+        for entry in self._host_cids[known:]:
+            entry.cid = self._mint.mint()
+            entry.stateless_reset_token = self._reset_tokens.token(entry.cid)
+
+    def _write_connection_limits(self, builder: PacketBuilder, space: QuicPacketSpace) -> None:
+        max_data = self._local_max_data
+        # A lost announcement sets `sent` to 0: due at once.
+        is_due = max_data.value - max_data.sent >= self._connection_step
+        limits = [max_data] if is_due else []
+        # As aioquic does: wait until the peer has fewer streams left than the update would grant.
+        limits += [
+            limit
+            for limit in (self._local_max_streams_bidi, self._local_max_streams_uni)
+            if limit.sent - limit.used < limit.value - limit.sent
+        ]
+        for limit in limits:
+            buffer = builder.start_frame(
+                limit.frame_type,
+                capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
+                handler=self._on_connection_limit_delivery,
+                handler_args=(limit,),
+            )
+            buffer.push_uint_var(limit.value)
+            limit.sent = limit.value
+
+    def _write_stream_limits(
+        self, builder: PacketBuilder, space: QuicPacketSpace, stream: QuicStream
+    ) -> None:
+        limit = stream.max_stream_data_local
+        if limit - stream.max_stream_data_local_sent < self._stream_step:
+            return
+        if stream.receiver.is_finished or stream.receiver._stop_error_code is not None:
+            return
+        buffer = builder.start_frame(
+            QuicFrameType.MAX_STREAM_DATA,
+            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
+            handler=self._on_max_stream_data_delivery,
+            handler_args=(stream,),
+        )
+        buffer.push_uint_var(stream.stream_id or 0)
+        buffer.push_uint_var(limit)
+        stream.max_stream_data_local_sent = limit
+
+    # Internals
+
+    def _fail(self, error: Exception) -> None:
+        if self.fault is None:
+            self.fault = f"{type(error).__name__}: {error}"
+            self.close(error_code=INTERNAL_ERROR, frame_type=int(QuicFrameType.PADDING))
+        else:
+            self._is_given_up = True  # the state is too broken even to say goodbye
+
+
+# Before a connection exists
+
+
+def parse_initial_untrusted(datagram: bytes) -> Initial | None:
+    """Read the first packet's header; None unless it is an Initial of a version of ours."""
+    buffer = Buffer(data=datagram)
+    try:
+        header = pull_quic_header(buffer, host_cid_length=CONNECTION_ID_LENGTH)
+    except ValueError:
+        return None
+    if header.packet_type != QuicPacketType.INITIAL or header.version not in VERSIONS:
+        return None
+    return Initial(header.version, header.destination_cid, header.source_cid, header.token)
+
+
+def refuse_initial(initial: Initial, error_code: int) -> bytes:
+    """Answer an Initial with a CONNECTION_CLOSE and keep nothing (RFC 9000 §5.2.2, §8.1.3)."""
+    crypto = CryptoPair()
+    crypto.setup_initial(cid=initial.destination_cid, is_client=False, version=initial.version)
+    builder = QuicPacketBuilder(
+        host_cid=initial.destination_cid,
+        peer_cid=initial.source_cid,
+        version=initial.version,
+        is_client=False,
+        max_datagram_size=SMALLEST_MAX_DATAGRAM_SIZE,
+    )
+    builder.start_packet(QuicPacketType.INITIAL, crypto)
+    frame = builder.start_frame(
+        QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY
+    )
+    frame.push_uint_var(error_code)
+    frame.push_uint_var(QuicFrameType.PADDING)
+    frame.push_uint_var(0)  # no reason phrase
+    datagrams, _ = builder.flush()
+    return datagrams[0]
+
+
+# Boot self-test
+
+
+def check_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> None:
+    """Prove by one handshake in memory that what clients learn is ours to steer by.
+
+    Raises LocalProtocolError: with several workers, packets would get lost after this.
+    """
+    recorder = _RecordingMint(mint)
+    server_configuration = _throw_away_configuration()
+    client = QuicConnection(
+        configuration=QuicConfiguration(alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE)
+    )
+    client.connect(("192.0.2.1", 443), now=0.0)
+    server = SteeredQuicConnection(
+        configuration=server_configuration,
+        mint=recorder,
+        reset_tokens=reset_tokens,
+        max_streams=1,
+        original_destination_connection_id=client.original_destination_connection_id,
+    )
+    now = _exchange_datagrams(client, server, 0.0)
+    if not client._handshake_complete:
+        raise LocalProtocolError(f"self-test: no handshake; {server.end_reason or 'no reason'}")
+    learned = [client._peer_cid, *client._peer_cid_available]
+    # Retiring one makes the server issue another: the third place where aioquic makes them.
+    client.change_connection_id()
+    _exchange_datagrams(client, server, now)
+    learned += client._peer_cid_available
+    if len({entry.cid for entry in learned}) < MINTED_IN_SELF_TEST:
+        raise LocalProtocolError(f"self-test: only {len(learned)} connection IDs were issued")
+    for entry in learned:
+        if entry.cid not in recorder.minted:
+            raise LocalProtocolError("self-test: aioquic issues connection IDs of its own")
+        if entry.stateless_reset_token != reset_tokens.token(entry.cid):
+            raise LocalProtocolError("self-test: aioquic issues reset tokens of its own")
+
+
+class _RecordingMint(ConnectionIdMint):
+    """A mint that remembers what it made."""
+
+    def __init__(self, mint: ConnectionIdMint) -> None:
+        self._inner = mint
+        self.minted: set[bytes] = set()
+
+    def mint(self, kind: ConnectionIdKind = ConnectionIdKind.CONNECTION) -> bytes:
+        connection_id = self._inner.mint(kind)
+        self.minted.add(connection_id)
+        return connection_id
+
+
+def _exchange_datagrams(client: QuicConnection, server: SteeredQuicConnection, now: float) -> float:
+    """Carry datagrams between the two until neither has more; return the time it is then."""
+    for _ in range(16):
+        to_server = client.datagrams_to_send(now)
+        for datagram, _address in to_server:
+            server.receive_datagram(datagram, ("192.0.2.2", 50000), now)
+        to_client = server.datagrams_to_send(now)
+        for datagram, _address in to_client:
+            client.receive_datagram(datagram, ("192.0.2.1", 443), now)
+        if not to_server and not to_client:
+            break
+        now += 0.03  # longer than any delayed acknowledgement
+    return now
+
+
+def _throw_away_configuration() -> QuicConfiguration:
+    """A configuration with a certificate of its own: the real one may be encrypted, or absent."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "self-test")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
+        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
+        .sign(key, SHA256())
+    )
+    return QuicConfiguration(
+        is_client=False,
+        alpn_protocols=[ALPN],
+        connection_id_length=CONNECTION_ID_LENGTH,
+        certificate=certificate,
+        private_key=key,
+    )
