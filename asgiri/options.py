@@ -302,7 +302,7 @@ def _attribute_docstrings(owner: type) -> dict[str, str]:
     """Read the strings below the fields from the source: Python itself does not keep them."""
     try:
         source = inspect.getsource(owner)
-    except OSError:  # installed without sources: everything works but the texts of --help
+    except (OSError, TypeError):  # no source at hand: everything works but the texts of --help
         return {}
     (class_node,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(class_node, ast.ClassDef)
