@@ -1,0 +1,180 @@
+"""Find the application that `module:attribute` names, and make an ASGI 3 callable of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from asgiri.config import AppConfig
+from asgiri.worker.asgi import types
+
+
+class LoadError(Exception):
+    """The application cannot be used. `traceback` is "" unless the fault is in its own code."""
+
+    def __init__(self, summary: str, traceback: str = "") -> None:
+        super().__init__(summary)
+        self.summary = summary
+        self.traceback = traceback
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedApplication:
+    """An ASGI 3 callable and the version that its scopes shall name."""
+
+    call: types.Application
+    asgi_version: str
+
+
+def load(config: AppConfig) -> LoadedApplication:
+    """Import the target, call it if it is a factory, adapt its interface. Raises LoadError."""
+    folder = os.path.abspath(config.app_dir or os.curdir)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    found = _find(config.target, folder)
+    if config.factory:
+        found = _call_factory(config.target, found)
+    elif not callable(found):
+        raise LoadError(f"{config.target}: is {_name_type(found)}, which cannot be called")
+    return _adapt(config, found)
+
+
+def _find(target: str, folder: str) -> Any:
+    module_name, _, attributes = target.partition(":")
+    found: Any = _import(module_name, target, folder)
+    place = module_name
+    for name in attributes.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError:
+            raise LoadError(f"{target}: {place} has no attribute {name!r}") from None
+        place = f"{place}.{name}"
+    return found
+
+
+def _import(module_name: str, target: str, folder: str) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Their module imports something that is missing: a fault in their code, its traceback
+        # helps.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise _fault_inside(f"{target}: importing {module_name} failed", error) from None
+        raise LoadError(
+            f"{target}: no module named {error.name!r} in {folder} or on sys.path (see --app-dir)"
+        ) from None
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _fault_inside(f"{target}: importing {module_name} failed", error) from None
+
+
+def _call_factory(target: str, factory: Any) -> Any:
+    if not callable(factory):
+        raise LoadError(f"{target}: is {_name_type(factory)}, which cannot be called")
+    try:
+        application = factory()
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _fault_inside(f"{target}: the factory failed", error) from None
+    if inspect.iscoroutine(application):
+        application.close()
+        raise LoadError(f"{target}: is an async function; a factory returns the application itself")
+    if not callable(application):
+        raise LoadError(
+            f"{target}: the factory returned {_name_type(application)}, which cannot be called"
+        )
+    return application
+
+
+def _adapt(config: AppConfig, application: Any) -> LoadedApplication:
+    interface = config.interface
+    if interface == "auto":
+        interface = "asgi3" if is_asgi3(application) else "asgi2"
+        if interface == "asgi2" and _count_parameters(application) == 2:
+            interface = "wsgi"
+    if interface == "wsgi":
+        # The WSGI adapter (issue 3) starts here.
+        raise LoadError(f"{config.target}: is a WSGI application; wrap it, as in a2wsgi or asgiref")
+    if interface == "asgi2":
+        return LoadedApplication(functools.partial(call_asgi2, application), "2.0")
+    return LoadedApplication(application, "3.0")
+
+
+def is_asgi3(application: Any) -> bool:
+    """Tell application(scope, receive, send) from application(scope)(receive, send)."""
+    # asgiref's marks, for wrappers whose signature says nothing.
+    if getattr(application, "_asgi_single_callable", False):
+        return True
+    if getattr(application, "_asgi_double_callable", False):
+        return False
+    if inspect.isclass(application):
+        # A class called with (scope, receive, send) makes an object to await (Starlette's
+        # endpoints).
+        return hasattr(application, "__await__")
+    if _is_coroutine_function(application):
+        return True
+    # A plain function may return the awaitable: one parameter is ASGI 2, three are ASGI 3.
+    return _count_parameters(application) in {None, 3}
+
+
+def _is_coroutine_function(application: Any) -> bool:
+    return inspect.iscoroutinefunction(application) or inspect.iscoroutinefunction(
+        getattr(application, "__call__", None)  # noqa: B004  (its kind matters, not its being there)
+    )
+
+
+def _count_parameters(application: Callable[..., Any]) -> int | None:
+    """Positional parameters without a default; None when unknown or any number."""
+    try:
+        parameters = inspect.signature(application).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    positional = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(
+        parameter.kind in positional and parameter.default is inspect.Parameter.empty
+        for parameter in parameters
+    )
+
+
+async def call_asgi2(
+    application: Callable[[types.Scope], Callable[[types.Receive, types.Send], Any]],
+    scope: types.Scope,
+    receive: types.Receive,
+    send: types.Send,
+) -> None:
+    """Call an ASGI 2 application as if it were ASGI 3."""
+    await application(scope)(receive, send)
+
+
+def _fault_inside(summary: str, error: BaseException) -> LoadError:
+    """Report an error of their code, without our own frames and those of importlib."""
+    frames = error.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    text = "".join(traceback.format_exception(type(error), error, frames))
+    reason = str(error).strip().partition("\n")[0]
+    name = type(error).__name__
+    return LoadError(f"{summary}: {name}: {reason}" if reason else f"{summary}: {name}", text)
+
+
+def _is_ours(filename: str) -> bool:
+    return filename in {__file__, importlib.__file__} or filename.startswith("<frozen importlib")
+
+
+def _name_type(found: object) -> str:
+    kind = type(found).__name__
+    if found is None or isinstance(found, str | int | float):
+        return repr(found)
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"

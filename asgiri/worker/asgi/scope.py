@@ -1,0 +1,163 @@
+"""The only place where an ASGI scope is built.
+
+A connection keeps a template of everything that its exchanges have in common; an exchange copies
+one dict and fills in what its request says. Every dict that an application may change is the
+exchange's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from asgiri.worker.asgi.types import Scope
+from asgiri.worker.protocol.events import Headers, RequestReceived
+
+SPEC_VERSION: Final = "2.5"
+"""Of the HTTP and WebSocket formats."""
+LIFESPAN_SPEC_VERSION: Final = "2.0"
+
+Address = tuple[str, int | None]
+
+
+class ScopeBuilder:
+    """What all connections of a worker have in common."""
+
+    def __init__(self, *, root_path: str, state: dict[str, Any], asgi_version: str = "3.0") -> None:
+        self.root_path = root_path.rstrip("/")
+        self.state = state
+        self.asgi_version = asgi_version
+
+    def lifespan_scope(self) -> Scope:
+        """The state itself, not a copy: the application fills it."""
+        return {
+            "type": "lifespan",
+            "asgi": {"version": self.asgi_version, "spec_version": LIFESPAN_SPEC_VERSION},
+            "state": self.state,
+        }
+
+    def connection(
+        self,
+        *,
+        client: Address | None,
+        server: Address | None,
+        secure: bool,
+        tls: dict[str, Any] | None = None,
+    ) -> ConnectionScope:
+        """Prepare the scopes of one connection.
+
+        `client` is None for a peer without an address (a Unix socket); `server` is then (path,
+        None). `tls` is the value of the `tls` extension.
+        """
+        return ConnectionScope(self, client=client, server=server, secure=secure, tls=tls)
+
+
+class ConnectionScope:
+    """Builds the scopes of one connection's exchanges."""
+
+    __slots__ = (
+        "_asgi",
+        "_extensions",
+        "_http",
+        "_raw_root_path",
+        "_root_path",
+        "_secure",
+        "_state",
+    )
+
+    def __init__(
+        self,
+        builder: ScopeBuilder,
+        *,
+        client: Address | None,
+        server: Address | None,
+        secure: bool,
+        tls: dict[str, Any] | None,
+    ) -> None:
+        self._asgi = {"version": builder.asgi_version, "spec_version": SPEC_VERSION}
+        self._root_path = builder.root_path
+        self._raw_root_path = builder.root_path.encode()
+        self._secure = secure
+        self._state = builder.state
+        self._extensions: dict[str, dict[str, Any]] = {} if tls is None else {"tls": tls}
+        # Keys in the order in which the specification lists them; what is None here each request
+        # sets.
+        self._http: dict[str, Any] = {
+            "type": "http",
+            "asgi": None,
+            "http_version": None,
+            "method": None,
+            "scheme": "https" if secure else "http",
+            "path": None,
+            "raw_path": None,
+            "query_string": None,
+            "root_path": builder.root_path,
+            "headers": None,
+            "client": client,
+            "server": server,
+            "state": None,
+            "extensions": None,
+        }
+
+    def http_scope(self, request: RequestReceived) -> Scope:
+        """Scope of one HTTP exchange."""
+        scope = self._http.copy()
+        scope["method"] = request.method
+        extensions = self._extensions.copy()
+        if request.http_version != "1.0":
+            # HTTP/1.0 knows neither interim responses nor chunks to put trailers behind.
+            extensions["http.response.early_hint"] = {}
+            if accepts_trailers(request.headers):
+                extensions["http.response.trailers"] = {}
+        self._fill(scope, request, extensions)
+        return scope
+
+    def websocket_scope(self, request: RequestReceived, subprotocols: list[str]) -> Scope:
+        """Scope of one WebSocket, whichever version carries it."""
+        scope = self._http.copy()
+        scope["type"] = "websocket"
+        del scope["method"]
+        scope["scheme"] = "wss" if self._secure else "ws"
+        scope["subprotocols"] = subprotocols
+        self._fill(scope, request, {**self._extensions, "websocket.http.response": {}})
+        return scope
+
+    def _fill(
+        self, scope: dict[str, Any], request: RequestReceived, extensions: dict[str, dict[str, Any]]
+    ) -> None:
+        raw_path, _, scope["query_string"] = request.target.partition(b"?")
+        path = decode_path(raw_path)
+        if self._root_path and raw_path.startswith(b"/"):
+            # The specification wants `path` to include `root_path`: a proxy that serves us below a
+            # prefix takes it off, we put it back (as uvicorn does). Not for "*" (OPTIONS).
+            path = self._root_path + path
+            raw_path = self._raw_root_path + raw_path
+        scope["path"] = path
+        scope["raw_path"] = raw_path
+        scope["http_version"] = request.http_version
+        scope["headers"] = request.headers
+        # Copies: what one exchange changes, no other may see.
+        scope["asgi"] = self._asgi.copy()
+        scope["state"] = self._state.copy()
+        scope["extensions"] = extensions
+
+
+def decode_path(raw_path: bytes) -> str:
+    """Percent-decode, then read as UTF-8. What is no UTF-8 becomes U+FFFD, as in every other ASGI
+    server: refusing it would take the choice from the application, which still has `raw_path`.
+    """
+    if b"%" in raw_path:
+        raw_path = unquote_to_bytes(raw_path)
+    return raw_path.decode("utf-8", "replace")
+
+
+def accepts_trailers(headers: Headers) -> bool:
+    """RFC 9110 §6.5.1: a sender "MUST NOT generate a trailer field" unless the TE field says that
+    trailers are kept ("trailers" is a member of its list).
+    """
+    for name, value in headers:
+        if name == b"te":
+            members = value.lower().split(b",")
+            if any(member.partition(b";")[0].strip() == b"trailers" for member in members):
+                return True
+    return False
