@@ -1,0 +1,679 @@
+"""Who gets the next connection, asked of real worker pages; and a model of all that can happen."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from asgiri.ipc.scoreboard import PAGE_SIZE, Cell, Scoreboard
+from asgiri.master.dispatcher import (
+    BEAT_INTERVAL,
+    FULL_SCAN_LIMIT,
+    LAG_LIMIT,
+    OBSERVE_INTERVAL,
+    REQUEST_WEIGHT,
+    SAMPLE_INTERVAL,
+    STALE_AFTER,
+    UNADOPTED_LIMIT,
+    BalancePolicy,
+    Dispatcher,
+)
+
+NOW = 1000.0
+HASH_KEY = b"known to nobody"
+
+
+class Host:
+    """A dispatcher and the pages of its workers, whose part the test plays."""
+
+    def __init__(self, workers=0, policy=BalancePolicy.LEAST_LOADED):
+        self.now = NOW
+        self.dispatcher = Dispatcher(policy, random=random.Random(1).random, hash_key=HASH_KEY)
+        self.pages = {}
+        self.ready = []
+        for slot in range(workers):
+            self.add(slot + 1, slot)
+        self.set_ready(list(self.pages))
+
+    def add(self, worker_id, slot, **options):
+        self.pages[worker_id] = Scoreboard(memoryview(bytearray(PAGE_SIZE)))
+        self.dispatcher.add_worker(worker_id, slot, self.pages[worker_id], **options)
+        self.beat(worker_id)
+
+    def set_ready(self, worker_ids):
+        self.ready = worker_ids
+        self.dispatcher.set_ready(worker_ids)
+
+    def remove(self, worker_id):
+        del self.pages[worker_id]
+        self.ready = [other for other in self.ready if other != worker_id]
+        self.dispatcher.remove_worker(worker_id)
+
+    def beat(self, *worker_ids, ago=0.0):
+        for worker_id in worker_ids or self.pages:
+            self.pages[worker_id].set(Cell.BEAT_NS, round((self.now - ago) * 1e9))
+            self.pages[worker_id].add(Cell.BEAT_COUNT)
+
+    def wait(self, seconds, *, beating=None):
+        """Let time pass as the master does: it looks at each beat, and the living ones beat."""
+        end = self.now + seconds
+        while self.now < end:
+            self.now = min(self.now + OBSERVE_INTERVAL, end)
+            self.beat(*(self.pages if beating is None else beating)) if beating != [] else None
+            self.dispatcher.observe(self.now)
+
+    def look_again(self):
+        self.now += SAMPLE_INTERVAL * 1.5
+
+    def connect(self, client_ip=""):
+        worker_id = self.dispatcher.choose_tcp(self.now, client_ip)
+        if worker_id is not None:
+            self.dispatcher.assigned_tcp(worker_id)
+        return worker_id
+
+    def adopt_all(self, count):
+        for page in self.pages.values():
+            page.set(Cell.TCP_ADOPTED, count)
+
+
+def test_nobody_is_chosen_when_nobody_is_ready():
+    host = Host()
+    host.add(1, 0)
+    assert host.dispatcher.choose_tcp(NOW) is None
+    assert host.dispatcher.choose_quic(NOW) is None
+    assert host.dispatcher.rendezvous(b"key") is None
+    assert host.dispatcher.statistics().nobody_eligible == 2
+
+
+def test_burst_within_one_heartbeat_spreads_evenly():
+    host = Host(workers=4)
+    assert Counter(host.connect() for _ in range(40)) == dict.fromkeys([1, 2, 3, 4], 10)
+
+
+def test_equal_workers_take_turns_although_each_connection_ends_at_once():
+    host = Host(workers=3)
+    chosen = Counter()
+    for _ in range(30):
+        worker_id = host.connect()
+        chosen[worker_id] += 1
+        host.pages[worker_id].add(Cell.TCP_ADOPTED)
+        host.pages[worker_id].add(Cell.TCP_CLOSED)
+        host.look_again()
+        host.beat()
+    assert chosen == {1: 10, 2: 10, 3: 10}
+
+
+@pytest.mark.parametrize("cell", [Cell.TCP_CLOSED, Cell.TCP_HANDED_BACK])
+def test_connection_that_ended_at_its_worker_no_longer_counts(cell):
+    host = Host(workers=2)
+    assert sorted(host.connect() for _ in range(10)) == [1] * 5 + [2] * 5
+    host.pages[2].add(cell, 5)
+    host.look_again()
+    assert [host.connect() for _ in range(5)] == [2] * 5
+
+
+def test_pages_are_read_at_most_once_in_a_sample_interval():
+    host = Host(workers=2)
+    host.connect()
+    host.pages[1].set(Cell.REQUESTS_ACTIVE, 9)
+    assert {host.connect() for _ in range(4)} == {1, 2}
+    host.look_again()
+    assert {host.connect() for _ in range(4)} == {2}
+
+
+def test_request_in_flight_counts_as_several_connections():
+    host = Host(workers=2)
+    host.pages[1].set(Cell.REQUESTS_ACTIVE, 1)
+    chosen = Counter(host.connect() for _ in range(20))
+    assert chosen[2] - chosen[1] == REQUEST_WEIGHT
+
+
+@pytest.mark.parametrize(("lag", "expected"), [(0.002, 4), (0.010, 20), (3600.0, LAG_LIMIT)])
+def test_late_loop_counts_as_connections_up_to_a_limit(lag, expected):
+    host = Host(workers=2)
+    host.pages[1].set(Cell.LAG_EWMA_US, round(lag * 1e6))
+    chosen = Counter()
+    for _ in range(200):
+        chosen[host.connect()] += 1
+        host.adopt_all(200)
+    assert chosen[2] - chosen[1] == expected
+
+
+def test_beat_that_is_overdue_counts_as_lag_before_it_counts_as_stale():
+    host = Host(workers=2)
+    host.beat(1, ago=BEAT_INTERVAL + 0.010)
+    chosen = Counter(host.connect() for _ in range(60))
+    assert chosen[2] - chosen[1] in (18, 20)  # 60 connections: the difference is even
+
+
+def test_worker_that_stands_still_gets_nothing():
+    host = Host(workers=3)
+    host.beat(2, ago=STALE_AFTER + 0.001)
+    assert Counter(host.connect() for _ in range(20)) == {1: 10, 3: 10}
+    host.look_again()
+    host.beat()
+    assert host.connect() == 2
+
+
+def test_worker_whose_beat_is_just_in_time_is_not_skipped():
+    host = Host(workers=1)
+    host.add(9, 1)
+    host.set_ready([1, 9])
+    host.beat(1, ago=STALE_AFTER - 0.001)
+    host.pages[9].set(Cell.REQUESTS_ACTIVE, 1000)
+    assert host.connect() == 1
+
+
+@pytest.mark.parametrize("policy", list(BalancePolicy))
+def test_when_all_stand_still_all_are_as_good(policy):
+    host = Host(workers=3, policy=policy)
+    host.wait(1.0, beating=[])
+    assert Counter(host.connect() for _ in range(30)) == {1: 10, 2: 10, 3: 10}
+
+
+def test_worker_that_never_beat_is_skipped():
+    host = Host(workers=2)
+    host.pages[1].set(Cell.BEAT_NS, 0)
+    assert {host.connect() for _ in range(10)} == {2}
+
+
+# Back-pressure
+
+
+@pytest.mark.parametrize("policy", list(BalancePolicy))
+def test_worker_that_leaves_too_much_unread_gets_no_more(policy):
+    host = Host(workers=2, policy=policy)
+    chosen = Counter(host.connect("192.0.2.1") for _ in range(2 * UNADOPTED_LIMIT + 10))
+    assert chosen == {1: UNADOPTED_LIMIT + 1, 2: UNADOPTED_LIMIT + 1, None: 8}
+    assert host.dispatcher.statistics().nobody_eligible == 8
+
+
+def test_room_that_was_made_is_seen_at_once():
+    host = Host(workers=1)
+    while host.connect() is not None:
+        pass
+    host.adopt_all(1)
+    assert [host.connect(), host.connect()] == [1, None]
+
+
+# Many workers
+
+
+def test_two_choices_keep_many_workers_nearly_even():
+    host = Host(workers=40)
+    chosen = Counter()
+    for _ in range(4000):
+        chosen[host.connect()] += 1
+        host.adopt_all(4000)
+    assert len(chosen) == 40
+    assert max(chosen.values()) - min(chosen.values()) <= 8
+
+
+def test_two_choices_that_are_both_full_are_not_the_end():
+    host = Host(workers=FULL_SCAN_LIMIT + 4)
+    rooms = (FULL_SCAN_LIMIT + 4) * (UNADOPTED_LIMIT + 1)
+    chosen = Counter(host.connect() for _ in range(rooms + 1))
+    assert chosen.pop(None) == 1
+    assert set(chosen.values()) == {UNADOPTED_LIMIT + 1}
+
+
+def test_two_choices_never_meet_a_blocked_worker():
+    host = Host(workers=FULL_SCAN_LIMIT + 4)
+    host.beat(7, ago=1.0)
+    assert 7 not in {host.connect() for _ in range(500)}
+
+
+# Policies
+
+
+def test_round_robin_goes_round_whatever_the_load():
+    host = Host(workers=3, policy=BalancePolicy.ROUND_ROBIN)
+    host.pages[2].set(Cell.REQUESTS_ACTIVE, 50)
+    assert [host.connect() for _ in range(7)] == [1, 2, 3, 1, 2, 3, 1]
+
+
+def test_round_robin_leaves_out_who_stands_still():
+    host = Host(workers=3, policy=BalancePolicy.ROUND_ROBIN)
+    host.beat(2, ago=1.0)
+    assert Counter(host.connect() for _ in range(8)) == {1: 4, 3: 4}
+
+
+CLIENTS = [f"198.51.{number // 250}.{number % 250}" for number in range(1000)]
+
+
+def slots_of_clients(host):
+    """Where each client would go. `choose` alone: a thousand unread ones would fill the workers."""
+    choose = host.dispatcher.choose_tcp
+    return {client: choose(host.now, client) % 10 for client in CLIENTS}
+
+
+def client_ip_host(workers):
+    host = Host(policy=BalancePolicy.CLIENT_IP)
+    for slot in range(workers):
+        host.add(10 + slot, slot)
+    host.set_ready(list(host.pages))
+    return host
+
+
+def test_client_ip_spreads_clients_and_keeps_each_where_it_is():
+    host = client_ip_host(4)
+    first = slots_of_clients(host)
+    assert slots_of_clients(host) == first
+    assert all(200 <= count <= 300 for count in Counter(first.values()).values())
+
+
+def test_client_ip_moves_only_the_clients_of_a_worker_that_died_and_brings_them_back():
+    host = client_ip_host(4)
+    before = slots_of_clients(host)
+    host.remove(12)
+    meanwhile = slots_of_clients(host)
+    moved = {client for client in CLIENTS if meanwhile[client] != before[client]}
+    assert moved == {client for client in CLIENTS if before[client] == 2}
+    host.add(22, 2)
+    host.set_ready([10, 11, 22, 13])
+    assert slots_of_clients(host) == before
+
+
+def test_client_ip_keeps_a_client_with_its_slot_across_a_reload():
+    host = client_ip_host(4)
+    before = slots_of_clients(host)
+    for slot in range(4):
+        host.add(30 + slot, slot)
+    host.set_ready([30, 31, 32, 33])
+    assert slots_of_clients(host) == before
+
+
+def test_client_ip_waits_for_its_worker_although_that_stands_still():
+    host = client_ip_host(3)
+    before = slots_of_clients(host)
+    host.beat(11, ago=1.0)
+    host.look_again()
+    assert slots_of_clients(host) == before
+
+
+def test_client_without_an_address_goes_to_the_least_loaded():
+    host = Host(workers=2, policy=BalancePolicy.CLIENT_IP)
+    assert Counter(host.connect("") for _ in range(10)) == {1: 5, 2: 5}
+
+
+def test_rendezvous_depends_on_the_key_and_on_what_clients_cannot_know():
+    host = Host(workers=4)
+    other = Dispatcher(BalancePolicy.LEAST_LOADED, random=random.random, hash_key=b"other")
+    for worker_id, page in host.pages.items():
+        other.add_worker(worker_id, worker_id - 1, page)
+    other.set_ready(list(host.pages))
+    keys = [number.to_bytes(8, "big") for number in range(1000)]
+    ours = [host.dispatcher.rendezvous(key) for key in keys]
+    theirs = [other.rendezvous(key) for key in keys]
+    assert ours == [host.dispatcher.rendezvous(key) for key in keys]
+    assert all(200 <= count <= 300 for count in Counter(ours).values())
+    assert 150 <= sum(map(int.__eq__, ours, theirs)) <= 350
+
+
+# QUIC
+
+
+def test_quic_connections_count_before_their_worker_has_seen_them():
+    host = Host(workers=2)
+    for _ in range(10):
+        host.dispatcher.assigned_quic(host.dispatcher.choose_quic(host.now))
+    chosen = [host.dispatcher.choose_quic(host.now, "192.0.2.1") for _ in range(10)]
+    assert set(chosen) == {1, 2}
+    host.dispatcher.assigned_quic(1)
+    assert host.dispatcher.choose_quic(host.now) == 2
+    assert host.connect() == 2
+    assert host.dispatcher.statistics().quic_assigned == 11
+
+
+def score_difference(host):
+    """How many connections more worker 1 has, in the eyes of the dispatcher: 2 gets them first."""
+    host.look_again()
+    given = 0
+    # Twice, because equals take turns.
+    while {host.dispatcher.choose_tcp(host.now), host.dispatcher.choose_tcp(host.now)} == {2}:
+        given += 1
+        host.dispatcher.assigned_tcp(2)
+    host.dispatcher.withdrawn_tcp(2, given)
+    return given
+
+
+def test_quic_connection_that_its_worker_opened_counts_until_it_is_closed():
+    host = Host(workers=2)
+    for _ in range(6):
+        host.dispatcher.assigned_quic(1)
+    host.pages[1].set(Cell.QUIC_OPENED, 6)
+    host.wait(1.0)
+    assert score_difference(host) == 6
+    host.pages[1].set(Cell.QUIC_CLOSED, 6)
+    assert score_difference(host) == 0
+
+
+def test_quic_connection_that_its_worker_never_opened_is_forgotten_after_two_beats():
+    host = Host(workers=2)
+    host.dispatcher.observe(host.now)
+    for _ in range(6):
+        host.dispatcher.assigned_quic(1)
+    assert score_difference(host) == 6
+    host.beat()
+    assert score_difference(host) == 6
+    host.beat()
+    assert score_difference(host) == 0
+    host.dispatcher.assigned_quic(1)
+    assert score_difference(host) == 1
+
+
+def test_quic_connection_of_a_worker_without_a_beat_is_not_forgotten():
+    host = Host(workers=2)
+    for _ in range(6):
+        host.dispatcher.assigned_quic(1)
+    for _ in range(20):
+        host.look_again()
+        host.beat(2)
+        host.dispatcher.observe(host.now)
+    assert score_difference(host) == 6
+
+
+def test_quic_connection_that_nobody_assigned_counts_as_well():
+    host = Host(workers=2)
+    host.pages[1].set(Cell.QUIC_OPENED, 3)
+    assert score_difference(host) == 3
+    host.pages[1].set(Cell.QUIC_CLOSED, 3)
+    host.look_again()
+    host.dispatcher.assigned_quic(1)
+    assert score_difference(host) == 1
+
+
+# Workers come and go
+
+
+def test_earlier_assignments_come_with_a_worker_that_was_taken_over():
+    host = Host()
+    host.add(1, 0, tcp_assigned=30)
+    host.add(2, 1)
+    host.pages[1].set(Cell.TCP_ADOPTED, 30)
+    host.pages[1].set(Cell.TCP_CLOSED, 26)
+    host.set_ready([1, 2])
+    assert [host.connect() for _ in range(4)] == [2] * 4
+    assert host.dispatcher.assigned_tcp(1, 2) == 32
+
+
+def test_switch_takes_effect_with_the_next_connection():
+    host = Host(workers=2)
+    host.connect()
+    host.add(11, 0)
+    host.add(12, 1)
+    host.set_ready([11, 12])
+    assert {host.connect() for _ in range(8)} == {11, 12}
+
+
+def test_worker_that_died_gets_nothing_even_before_the_next_switch():
+    host = Host(workers=2)
+    host.connect()
+    host.remove(1)
+    assert {host.connect() for _ in range(8)} == {2}
+    host.add(3, 0)
+    host.remove(3)
+    assert host.connect() == 2
+
+
+def test_withdrawn_connections_no_longer_count():
+    host = Host(workers=2)
+    assert host.dispatcher.assigned_tcp(1, 8) == 8
+    assert host.connect() == 2
+    assert host.dispatcher.withdrawn_tcp(1, 8) == 0
+    assert host.connect() == 1
+    statistics = host.dispatcher.statistics()
+    assert (statistics.tcp_assigned, statistics.tcp_withdrawn) == (10, 8)
+
+
+# D23: taking back
+
+
+def test_undelivered_connections_of_a_worker_that_stands_still_are_taken_back():
+    host = Host(workers=3)
+    for worker_id in (1, 2, 3):
+        host.dispatcher.assigned_tcp(worker_id, 2)
+    host.pages[2].set(Cell.TCP_ADOPTED, 2)
+    host.wait(0.1, beating=[1])
+    assert host.dispatcher.take_back(host.now) == []
+    host.wait(0.1, beating=[1])
+    # 2 has read all it got; 3 has not.
+    assert host.dispatcher.take_back(host.now) == [3]
+
+
+def test_nothing_is_taken_back_when_everybody_stands_still_or_is_full():
+    host = Host(workers=2)
+    host.dispatcher.assigned_tcp(1, 2)
+    host.wait(1.0, beating=[])
+    assert host.dispatcher.take_back(host.now) == []
+    host.beat(2)
+    assert host.dispatcher.take_back(host.now) == [1]
+    host.dispatcher.assigned_tcp(2, UNADOPTED_LIMIT + 1)
+    assert host.dispatcher.take_back(host.now) == []
+
+
+def test_connections_are_taken_back_from_a_worker_that_drains():
+    host = Host(workers=2)
+    host.dispatcher.assigned_tcp(1, 2)
+    host.set_ready([2])
+    host.wait(1.0, beating=[2])
+    assert host.dispatcher.take_back(host.now) == [1]
+
+
+def test_clients_that_belong_to_a_worker_wait_for_it():
+    host = Host(workers=2, policy=BalancePolicy.CLIENT_IP)
+    host.dispatcher.assigned_tcp(1, 2)
+    host.wait(1.0, beating=[2])
+    assert host.dispatcher.take_back(host.now) == []
+
+
+# Stale-beat bursts
+
+
+def test_beats_that_stopped_while_the_master_was_away_are_given_one_period():
+    host = Host(workers=4)
+    host.wait(0.2)
+    host.dispatcher.assigned_tcp(1, 2)
+    host.now += 3.0  # the machine was suspended; worker 4 woke up before the master
+    host.beat(4)
+    assert {host.connect() for _ in range(8)} == {1, 2, 3, 4}
+    assert host.dispatcher.take_back(host.now) == []
+    host.wait(STALE_AFTER + 0.01, beating=[4])
+    assert {host.connect() for _ in range(8)} == {4}
+    assert host.dispatcher.take_back(host.now) == [1, 2, 3]
+    assert host.dispatcher.statistics().stale_bursts == 1
+
+
+def test_half_of_the_workers_are_no_burst():
+    host = Host(workers=4)
+    host.wait(0.2)
+    host.now += 3.0
+    host.beat(3, 4)
+    assert {host.connect() for _ in range(8)} == {3, 4}
+    assert host.dispatcher.statistics().stale_bursts == 0
+
+
+def test_workers_that_begin_long_requests_together_are_no_burst():
+    host = Host(workers=4)
+    host.wait(0.2)
+    host.wait(STALE_AFTER + OBSERVE_INTERVAL, beating=[4])
+    assert {host.connect() for _ in range(8)} == {4}
+    assert host.dispatcher.statistics().stale_bursts == 0
+
+
+# Everything at once
+
+
+class DispatchModel(RuleBasedStateMachine):
+    """Random loads, stalls, deaths and reloads, with workers that keep what they were given.
+
+    The model plays acceptor and runtime by their contract: whatever cannot be given to a worker is
+    kept in a central queue and offered again.
+    """
+
+    @initialize(policy=st.sampled_from(BalancePolicy))
+    def begin(self, policy):
+        self.host = Host(policy=policy)
+        self.policy = policy
+        self.next_id = 1
+        self.generation = []
+        self.unread = {}  # worker_id -> connections in its channel
+        self.held = {}  # worker_id -> connections it has adopted
+        self.stalled = set()
+        self.central = []
+        self.made = 0
+        self.closed = 0
+
+    def spawn(self, slot):
+        worker_id, self.next_id = self.next_id, self.next_id + 1
+        self.host.add(worker_id, slot)
+        self.unread[worker_id], self.held[worker_id] = [], []
+        return worker_id
+
+    def dispatch(self):
+        """Give away what the central queue holds, as far as anybody takes it."""
+        while self.central:
+            client = f"192.0.2.{self.central[0] % 5}"
+            worker_id = self.host.dispatcher.choose_tcp(self.host.now, client)
+            if worker_id is None:
+                self.check_that_nobody_could()
+                return
+            self.check_choice(worker_id)
+            self.host.dispatcher.assigned_tcp(worker_id)
+            self.unread[worker_id].append(self.central.pop(0))
+
+    def beats(self, worker_id):
+        page = self.host.pages[worker_id]
+        return self.host.now - page.get(Cell.BEAT_NS) * 1e-9 <= STALE_AFTER
+
+    def rooms(self):
+        return [w for w in self.host.ready if len(self.unread[w]) <= UNADOPTED_LIMIT]
+
+    def check_that_nobody_could(self):
+        candidates = [w for w in self.host.ready if self.beats(w)] or self.host.ready
+        assert not set(candidates) & set(self.rooms())
+
+    def check_choice(self, worker_id):
+        assert worker_id in self.host.ready
+        assert worker_id in self.rooms()
+        if self.policy is BalancePolicy.LEAST_LOADED and self.beats(worker_id):
+            # Nobody else that beats and works on nothing has clearly less; lag may weigh LAG_LIMIT.
+            load = len(self.unread[worker_id]) + len(self.held[worker_id])
+            for other in set(self.rooms()) - {worker_id}:
+                if self.beats(other) and not self.host.pages[other].get(Cell.REQUESTS_ACTIVE):
+                    other_load = len(self.unread[other]) + len(self.held[other])
+                    assert load <= other_load + LAG_LIMIT
+
+    # What happens
+
+    @rule(slots=st.integers(1, 5))
+    def reload(self, slots):
+        old = self.generation
+        self.generation = [self.spawn(slot) for slot in range(slots)]
+        self.host.set_ready(self.generation)
+        self.dispatch()
+        assert not set(old) & set(self.host.ready)
+
+    @rule(count=st.integers(1, 90))
+    def connect(self, count):
+        self.central += range(self.made, self.made + count)
+        self.made += count
+        self.dispatch()
+
+    @rule(data=st.data(), count=st.integers(1, 80))
+    @precondition(lambda self: self.host.pages)
+    def adopt(self, data, count):
+        worker_id = data.draw(st.sampled_from(sorted(self.host.pages)))
+        if worker_id in self.stalled:
+            return
+        unread = self.unread[worker_id]
+        taken, self.unread[worker_id] = unread[:count], unread[count:]
+        self.held[worker_id] += taken
+        self.host.pages[worker_id].add(Cell.TCP_ADOPTED, len(taken))
+        self.dispatch()
+
+    @rule(data=st.data(), count=st.integers(1, 50))
+    @precondition(lambda self: self.host.pages)
+    def close(self, data, count):
+        worker_id = data.draw(st.sampled_from(sorted(self.host.pages)))
+        if worker_id in self.stalled:
+            return
+        closing, self.held[worker_id] = self.held[worker_id][:count], self.held[worker_id][count:]
+        self.closed += len(closing)
+        self.host.pages[worker_id].add(Cell.TCP_CLOSED, len(closing))
+
+    @rule(data=st.data(), active=st.integers(0, 20), lag=st.integers(0, 10**6))
+    @precondition(lambda self: self.host.pages)
+    def work(self, data, active, lag):
+        worker_id = data.draw(st.sampled_from(sorted(self.host.pages)))
+        self.host.pages[worker_id].set(Cell.REQUESTS_ACTIVE, active)
+        self.host.pages[worker_id].set(Cell.LAG_EWMA_US, lag)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.host.pages)
+    def stall(self, data):
+        self.stalled.add(data.draw(st.sampled_from(sorted(self.host.pages))))
+
+    @rule()
+    def resume(self):
+        self.stalled.clear()
+
+    @rule(seconds=st.sampled_from([0.0005, 0.01, 0.05, 0.2, 2.0]))
+    def wait(self, seconds):
+        self.host.wait(seconds, beating=sorted(set(self.host.pages) - self.stalled))
+        self.dispatch()
+
+    @rule()
+    def take_back(self):
+        for worker_id in self.host.dispatcher.take_back(self.host.now):
+            assert not self.beats(worker_id)
+            taken, self.unread[worker_id] = self.unread[worker_id], []
+            assert taken
+            self.host.dispatcher.withdrawn_tcp(worker_id, len(taken))
+            self.central += taken
+        self.dispatch()
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.host.pages)
+    def die(self, data):
+        worker_id = data.draw(st.sampled_from(sorted(self.host.pages)))
+        unread = self.unread.pop(worker_id)
+        self.closed += len(self.held.pop(worker_id))
+        self.host.dispatcher.withdrawn_tcp(worker_id, len(unread))
+        self.host.remove(worker_id)
+        self.stalled.discard(worker_id)
+        self.central += unread
+        self.dispatch()
+
+    # What must hold
+
+    @invariant()
+    def no_connection_is_lost(self):
+        placed = [*self.unread.values(), *self.held.values(), self.central]
+        connections = [connection for place in placed for connection in place]
+        assert len(set(connections)) == len(connections) == self.made - self.closed
+
+    @invariant()
+    def nobody_waits_beside_a_worker_that_beats_and_has_room(self):
+        if self.central:
+            self.host.look_again()
+            self.dispatch()
+            if self.central:
+                self.check_that_nobody_could()
+
+    @invariant()
+    def no_worker_has_more_unread_than_it_may(self):
+        assert all(len(unread) <= UNADOPTED_LIMIT + 1 for unread in self.unread.values())
+
+
+TestDispatchModel = pytest.mark.slow(DispatchModel.TestCase)
+TestDispatchModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
