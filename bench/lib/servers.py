@@ -1,0 +1,136 @@
+"""The servers under comparison, and how to start one on a processor of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+APPS = Path(__file__).parent
+APP = "apps:app"
+START_PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a server shall listen, and with what certificate."""
+
+    port: int
+    certfile: str = ""
+    keyfile: str = ""
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A server that a script compares."""
+
+    name: str
+    program: str
+    """Looked up in --peers and PATH; "" for the interpreter that runs the script."""
+    arguments: Sequence[str]
+    """`{address}`, `{port}`, `{certfile}`, `{keyfile}` and `{app}` are filled in."""
+
+    def command(self, place: Place, peers: Path | None) -> list[str] | None:
+        """None when the program is missing."""
+        program = find_program(self.program, peers) if self.program else sys.executable
+        if program is None:
+            return None
+        names = {
+            "address": place.address,
+            "port": place.port,
+            "certfile": place.certfile,
+            "keyfile": place.keyfile,
+            "app": APP,
+        }
+        return [program, *(argument.format_map(names) for argument in self.arguments)]
+
+
+def find_program(name: str, peers: Path | None = None) -> str | None:
+    directories = [] if peers is None else [str(peers / "bin"), str(peers)]
+    return shutil.which(name, path=os.pathsep.join([*directories, os.environ.get("PATH", "")]))
+
+
+def asgiri(*options: str, name: str = "asgiri") -> Contender:
+    arguments = ("-m", "asgiri", "{app}", "--bind", "{address}", "--workers", "1")
+    return Contender(name, "", (*arguments, "--no-access-log", *options))
+
+
+def free_port() -> int:
+    """A port that is free for TCP and UDP now."""
+    while True:
+        with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+            tcp.bind(("127.0.0.1", 0))
+            port = tcp.getsockname()[1]
+            with contextlib.suppress(OSError):
+                udp.bind(("127.0.0.1", port))
+                return int(port)
+
+
+@contextlib.contextmanager
+def running(command: Sequence[str], port: int, processor: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server on one processor, from when it accepts connections."""
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{APPS}"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd=APPS,
+            env=environment,
+            preexec_fn=lambda: os.sched_setaffinity(0, {processor}),
+        )
+        try:
+            if not wait_listening(process, port):
+                log.seek(0)
+                text = log.read().decode(errors="replace")
+                raise SystemExit(f"did not start: {' '.join(command)}\n{text}")
+            yield process
+        finally:
+            stop(process)
+
+
+def wait_listening(process: subprocess.Popen[bytes], port: int) -> bool:
+    deadline = time.monotonic() + START_PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextlib.contextmanager
+def certificate() -> Iterator[tuple[str, str]]:
+    """A self-signed certificate for localhost: its file and its key's."""
+    with tempfile.TemporaryDirectory() as directory:
+        certfile, keyfile = f"{directory}/cert.pem", f"{directory}/key.pem"
+        command = [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"),
+            *("-nodes", "-days", "2", "-subj", "/CN=localhost", "-out", certfile),
+            *("-keyout", keyfile, "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"),
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+        yield certfile, keyfile
