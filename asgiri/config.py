@@ -72,6 +72,8 @@ def parse_bind(text: str) -> BindAddress:
         return BindAddress(kind="unix", path=path)
     if text.startswith("fd://"):
         return BindAddress(kind="fd", fd=_parse_fd(text.removeprefix("fd://")))
+    if "/" in text:
+        raise ValueError("must be HOST:PORT, or unix: and the path of a Unix socket")
     if match := re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text):
         host, port = match[1], match[2]
     elif text.count(":") > 1:
@@ -81,8 +83,6 @@ def parse_bind(text: str) -> BindAddress:
         if text.isdigit():
             raise ValueError(f"must name an address, such as {DEFAULT_HOST}:{text} or :{text}")
         port = port if colon else None
-    if "/" in text:
-        raise ValueError(f"must be HOST:PORT; a Unix socket is written unix:{text}")
     return BindAddress(
         kind="tcp", host=host, port=DEFAULT_PORT if port is None else _parse_port(port)
     )
