@@ -1,0 +1,349 @@
+"""Start worker processes, talk to them, take them apart. The master's side of one worker each.
+
+Workers are fresh interpreters (`python -m asgiri.worker FD`): no inherited locks, threads, event
+loops or OpenSSL state, and new code is really new after a reload. Only the control channel is
+inherited; everything else arrives over it with the hello, so that nothing secret is in argv or
+the environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import signal
+import site
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import asgiri
+from asgiri.config import RingConfig
+from asgiri.errors import ChannelClosedError, FdsLostError, RingUnavailableError, StartError
+from asgiri.ipc.channel import ConnectionChannel, ControlChannel
+from asgiri.ipc.messages import Hello, ListenerInfo, Message
+from asgiri.ipc.records import RecordWriter
+from asgiri.ipc.ring import RingWriter
+from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard
+from asgiri.ipc.segment import Segment, create_ring
+from asgiri.ipc.stream import StreamWriter, record_stream_pair
+
+logger = logging.getLogger("asgiri.master")
+
+MAX_UNSENT: Final = 64
+"""Control messages kept for a worker that does not read. One that lets more wait is broken."""
+MESSAGES_PER_TURN: Final = 64
+"""Control messages read from one worker in one turn of the loop."""
+
+WORKER_MODULE: Final = "asgiri.worker"
+# What a terminal or an operator sends to the whole process group must not kill a worker that has no
+# handlers yet. It inherits this mask and lifts it once it has them.
+_HELD_BACK: Final = frozenset(
+    {
+        signal.SIGINT,
+        signal.SIGQUIT,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGTTIN,
+        signal.SIGTTOU,
+    }
+)
+
+
+def exit_text(status: int) -> str:
+    """Say how a process ended; `status` as in subprocess: negative for a signal."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:  # a real-time signal
+        name = f"signal {-status}"
+    return f"was killed by {name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerIdentity:
+    """Which incarnation of a worker this is."""
+
+    worker_id: int
+    slot: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOrder:
+    """What workers of one generation are started with."""
+
+    config: Mapping[str, Any]
+    """`Config.to_json()`."""
+    ring: RingConfig
+    secrets: Mapping[str, Any] | None
+    """None without HTTP/3."""
+    listeners: Sequence[ListenerInfo]
+    udp_fds: Sequence[int]
+
+
+class _Records:
+    """The record channel of a worker that is being started: our writer, its ends."""
+
+    def __init__(self, ring: RingConfig, *, wanted: bool) -> None:
+        self.segment: Segment
+        self.writer: RecordWriter | None = None
+        self.kind: Literal["ring", "stream"] | None = None
+        self.fds: list[int] = []
+        self._stream_end: socket.socket | None = None
+        if wanted and ring.channel != "stream":
+            try:
+                self.segment, published, consumed = create_ring(ring.size)
+            except RingUnavailableError as error:
+                if ring.channel == "ring":
+                    raise StartError(f"{error}; use --ring-channel stream") from error
+            else:
+                self.kind = "ring"
+                self.writer = RingWriter(self.segment.ring, published, consumed)
+                self.fds = [published.fileno(), consumed.fileno()]
+                return
+        self.segment = Segment.create(0)
+        if wanted:
+            ours, self._stream_end = record_stream_pair()
+            self.kind = "stream"
+            self.writer = StreamWriter(ours, ring.size)
+            self.fds = [self._stream_end.fileno()]
+
+    def close_worker_ends(self) -> None:
+        """Close what only the worker needs. The counters of a ring belong to both."""
+        if self._stream_end is not None:
+            self._stream_end.close()
+
+    def close(self) -> None:
+        self.close_worker_ends()
+        if self.writer is not None:
+            self.writer.close()
+        self.segment.close()
+
+
+class WorkerHandle:
+    """The master's object for one worker process.
+
+    Owns the process and everything shared with it.
+    """
+
+    def __init__(
+        self,
+        identity: WorkerIdentity,
+        process: subprocess.Popen[bytes],
+        control: ControlChannel,
+        connections: tuple[ConnectionChannel, ConnectionChannel],
+        records: _Records,
+    ) -> None:
+        self.identity = identity
+        self.worker_id = identity.worker_id
+        self.slot = identity.slot
+        self.generation = identity.generation
+        self.process = process
+        self.pid = process.pid
+        self.pidfd = _open_pidfd(process.pid)
+        """-1 where the system has none: then SIGCHLD says when to look."""
+        self.control = control
+        self.connections, self._undelivered = connections
+        self.segment = records.segment
+        self.scoreboard = Scoreboard(self.segment.scoreboard)
+        self.assignments = Assignments(self.segment.assignments)
+        self.assignments.claim(identity.worker_id, identity.generation)
+        self.records = records.writer
+        self.record_channel = records.kind
+        self.rubbish = 0
+        """Messages from the worker that made no sense."""
+        self._unsent: deque[Message] = deque()
+
+    def __str__(self) -> str:
+        return f"worker[{self.slot}] pid={self.pid} gen={self.generation}"
+
+    # Load, as `steering` asks for it
+
+    @property
+    def half_open(self) -> int:
+        """QUIC connections whose handshake is not complete."""
+        return self.scoreboard.get(Cell.QUIC_HALF_OPEN)
+
+    @property
+    def ring_fill(self) -> float:
+        """Share of the record channel that waits to be read, 0 to 1."""
+        return 0.0 if self.records is None else self.records.fill
+
+    # Messages
+
+    @property
+    def unsent(self) -> int:
+        """Messages that wait for the worker to read: `flush` when the channel is writable."""
+        return len(self._unsent)
+
+    def send(self, message: Message) -> bool:
+        """Send a message, now or later; False when the worker has stopped to read them."""
+        if len(self._unsent) >= MAX_UNSENT:
+            return False
+        self._unsent.append(message)
+        self.flush()
+        return True
+
+    def flush(self) -> None:
+        """Send what waits, as far as the channel takes it."""
+        try:
+            while self._unsent and self.control.send(self._unsent[0]):
+                self._unsent.popleft()
+        except ChannelClosedError:
+            self._unsent.clear()  # its exit follows
+
+    def receive(self) -> Iterator[Message]:
+        """Take what the worker said, some of it at a time. Raises ChannelClosedError at its end."""
+        for _ in range(MESSAGES_PER_TURN):
+            try:
+                received = self.control.receive()
+            except FdsLostError:
+                self.rubbish += 1
+                continue
+            if received is None:
+                return
+            message, fds = received
+            for fd in fds:  # no message of a worker's carries any
+                os.close(fd)
+            if message is None:
+                self.rubbish += 1
+            else:
+                yield message
+
+    # The process
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens when the process is gone. Never to a number used again."""
+        try:
+            if self.pidfd >= 0:
+                signal.pidfd_send_signal(self.pidfd, number)
+            else:
+                self.process.send_signal(number)
+        except ProcessLookupError:
+            pass  # not reaped yet
+        except PermissionError:
+            logger.error("%s: may not be sent %s: it runs as another user", self, number.name)
+
+    def reap(self) -> int | None:
+        """Collect the exit status (negative: a signal), None while the process runs."""
+        return self.process.poll()
+
+    def recover(self) -> list[tuple[int, int]]:
+        """Read back (listener, descriptor) of what the worker has not read; the caller owns it."""
+        refused = self._undelivered.refused
+        recovered = self._undelivered.recover()
+        if self._undelivered.refused > refused:
+            logger.error(
+                "%s: lost up to %d messages with connections: too many open files",
+                self,
+                self._undelivered.refused - refused,
+            )
+        return recovered
+
+    def close(self) -> None:
+        """Give everything back. The process must have been reaped, or be left to itself."""
+        self.control.close()
+        self.connections.close()
+        self._undelivered.close()
+        if self.records is not None:
+            self.records.close()
+        self.scoreboard.release()
+        self.assignments.release()
+        self.segment.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def spawn(
+    identity: WorkerIdentity,
+    order: WorkerOrder,
+    *,
+    selftest: bool,
+    module: str = WORKER_MODULE,
+) -> WorkerHandle:
+    """Start a worker and say hello. Raises OSError or StartError and leaves nothing behind."""
+    with contextlib.ExitStack() as undo:
+        records = _Records(order.ring, wanted=order.secrets is not None)
+        undo.callback(records.close)
+        connections = ConnectionChannel.pair()
+        for channel in connections:
+            undo.callback(channel.close)
+        control, worker_control = ControlChannel.pair()
+        undo.callback(control.close)
+        with contextlib.closing(worker_control):
+            process = _start_process(module, worker_control.fileno())
+        undo.callback(process.wait)
+        undo.callback(process.kill)
+        hello = Hello(
+            worker_id=identity.worker_id,
+            slot=identity.slot,
+            generation=identity.generation,
+            config=dict(order.config),
+            secrets=None if order.secrets is None else dict(order.secrets),
+            listeners=tuple(order.listeners),
+            record_channel=records.kind,
+            selftest=selftest,
+            master_pid=os.getpid(),
+        )
+        fds = [connections[1].fileno(), records.segment.fd, *records.fds, *order.udp_fds]
+        with contextlib.suppress(ChannelClosedError):  # dead already: found by its exit
+            if not control.send(hello, fds):
+                raise OSError(errno.ENOBUFS, "the hello does not fit the control channel")
+        records.close_worker_ends()
+        handle = WorkerHandle(identity, process, control, connections, records)
+        undo.pop_all()
+    return handle
+
+
+def _start_process(module: str, fd: int) -> subprocess.Popen[bytes]:
+    command = [*_interpreter(), "-m", module, str(fd)]
+    # The mask goes through fork and exec; see _HELD_BACK.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        return subprocess.Popen(command, pass_fds=(fd,), env=_environment())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _interpreter() -> list[str]:
+    """Return this interpreter with its own options (-X, -W, -O, ...), and without the current
+    folder.
+
+    The application's folder comes first on the worker's path, but only once our own modules are
+    imported: a `logging.py` there is the application's business, not ours.
+    """
+    if not sys.executable:
+        raise StartError("cannot start workers: the path of this Python interpreter is unknown")
+    # multiprocessing uses the same function; there is no public one.
+    flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # noqa: SLF001
+    return [sys.executable, *flags, *([] if "-P" in flags or "-I" in flags else ["-P"])]
+
+
+def _environment() -> dict[str, str]:
+    """Return our environment, extended so that a worker finds the same asgiri."""
+    environment = dict(os.environ)
+    package_folder = str(Path(asgiri.__file__).resolve().parent.parent)
+    if package_folder not in {*site.getsitepackages(), site.getusersitepackages()}:
+        # Run from a checkout. Not added otherwise: whatever is on PYTHONPATH hides the standard
+        # library, and site-packages must not.
+        path = environment.get("PYTHONPATH", "")
+        if package_folder not in path.split(os.pathsep):
+            environment["PYTHONPATH"] = package_folder + (os.pathsep + path if path else "")
+    return environment
+
+
+def _open_pidfd(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):  # macOS; a kernel before 5.3; seccomp
+        return -1
