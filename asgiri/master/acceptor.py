@@ -1,0 +1,341 @@
+"""Accept connections, let the dispatcher decide, hand them to workers. Reads not one byte of them.
+
+A connection belongs to exactly one process at each moment: to the master from accept until the
+message with its descriptor is sent, then to whoever reads that message. The worker normally does;
+the master does when the worker died, or stands still while others are free (`recover`,
+`take_back`).
+
+What nobody can take now waits in the central queue, in order, until a worker's counters move. When
+the queue is full the listeners rest and the kernel's backlog holds the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple, Protocol
+
+from asgiri.errors import ChannelClosedError
+from asgiri.ipc.channel import MAX_FDS
+from asgiri.ipc.scoreboard import AssignmentCell
+from asgiri.master.binding import Listener
+from asgiri.master.loop import EventLoop, Timer
+from asgiri.master.processes import WorkerHandle
+
+logger = logging.getLogger("asgiri.master")
+
+ACCEPTS_PER_TURN: Final = 64
+"""Connections taken from one listener before the others get their turn: one full message."""
+QUEUE_SIZE: Final = 256
+"""Connections that wait in the master. Each holds a descriptor; the backlog holds more for
+nothing."""
+QUEUE_INTERVAL: Final = 0.005
+"""Seconds between two looks at the workers' counters while connections wait."""
+EXHAUSTED_PAUSE: Final = 0.1
+"""Seconds without accepting after the system ran out of descriptors or memory."""
+EXHAUSTED_LOG_INTERVAL: Final = 60.0
+"""Seconds between two lines about that."""
+LAST_ACCEPTS: Final = 4096
+"""Connections taken out of a backlog before its listener closes, which would reset them."""
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Chooser(Protocol):
+    """The part of `dispatcher.Dispatcher` that concerns connections."""
+
+    def choose_tcp(self, now: float, client_ip: str = "") -> int | None: ...
+    def assigned_tcp(self, worker_id: int, count: int = 1) -> int: ...
+    def withdrawn_tcp(self, worker_id: int, count: int = 1) -> int: ...
+
+
+class Connection(NamedTuple):
+    """An accepted connection that is the master's."""
+
+    listener: int
+    fd: int
+    client_ip: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptorStatistics:
+    """Counters since the start, and the queue's length."""
+
+    accepted: int
+    handed_off: int
+    queued: int
+    """Connections that had to wait for a worker."""
+    waiting: int
+    recovered: int
+    """Connections read back from workers that had died."""
+    taken_back: int
+    """Connections read back from workers that stood still."""
+    aborted: int
+    """Connections that were gone before they were accepted."""
+    exhausted: int
+    """Times that the system was out of descriptors or memory."""
+    abandoned: int
+    """Connections that were closed unserved when the server stopped."""
+
+
+class Acceptor:
+    """Owns accepted connections until a worker does. Listeners belong to whoever passes them."""
+
+    def __init__(
+        self, loop: EventLoop, chooser: Chooser, workers: Mapping[int, WorkerHandle]
+    ) -> None:
+        self._loop = loop
+        self._chooser = chooser
+        self._workers = workers
+        self._listeners: Sequence[Listener] = ()
+        self._resting = True
+        self._queue: deque[Connection] = deque()
+        self._queue_timer: Timer | None = None
+        self._pause: Timer | None = None
+        self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        self._quiet_until = 0.0
+        self._accepted = self._handed_off = self._queued = self._recovered = 0
+        self._taken_back = self._aborted = self._exhausted = self._abandoned = 0
+
+    # Listening
+
+    def start(self, listeners: Sequence[Listener]) -> None:
+        """Begin to accept."""
+        self._listeners = listeners
+        self._wake()
+
+    def stop(self) -> None:
+        """Accept what is in the backlogs, for a listener resets it as it closes; then no more."""
+        for listener in self._listeners:
+            for _ in range(0, LAST_ACCEPTS, ACCEPTS_PER_TURN):
+                if self._accept_batch(listener) < ACCEPTS_PER_TURN:
+                    break
+        self._rest()
+        self._listeners = ()
+        if self._pause is not None:
+            self._pause.cancel()
+
+    def close(self) -> None:
+        """Close what was never served. Workers have what they have."""
+        self._rest()
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._queue_timer is not None:
+            self._queue_timer.cancel()
+        self._abandoned += len(self._queue)
+        while self._queue:
+            os.close(self._queue.popleft().fd)
+        if self._spare_fd >= 0:
+            os.close(self._spare_fd)
+            self._spare_fd = -1
+
+    def _wake(self) -> None:
+        if self._resting and not (self._pause is not None and self._pause.pending):
+            self._resting = False
+            for listener in self._listeners:
+                self._loop.watch_readable(listener.fileno(), _Accept(self, listener))
+
+    def _rest(self) -> None:
+        if not self._resting:
+            self._resting = True
+            for listener in self._listeners:
+                self._loop.unwatch(listener.fileno())
+
+    # Accepting
+
+    def accept_some(self, listener: Listener) -> None:
+        """Take what waits at one listener, up to a turn's worth. Called when it is readable."""
+        self._accept_batch(listener)
+        if len(self._queue) >= QUEUE_SIZE:
+            self._rest()
+
+    def _accept_batch(self, listener: Listener) -> int:
+        # socket.accept() builds a socket object that nobody needs: 1.8 of 4.9 us.
+        accept = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
+        has_ip = listener.kind == "tcp"
+        connections: list[Connection] = []
+        room = min(ACCEPTS_PER_TURN, QUEUE_SIZE - len(self._queue))
+        try:
+            while len(connections) < room:
+                fd, address = accept()
+                connections.append(Connection(listener.index, fd, address[0] if has_ip else ""))
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            self._accept_failed(error, listener, connections)
+        self._accepted += len(connections)
+        self.dispatch(connections)
+        return len(connections)
+
+    def _accept_failed(
+        self, error: OSError, listener: Listener, connections: list[Connection]
+    ) -> None:
+        if error.errno not in _EXHAUSTED:
+            # accept(2): errors that the network left on the new connection. Only that one is lost.
+            self._aborted += 1
+            return
+        self._exhausted += 1
+        if connections:
+            return  # handing these off frees their descriptors
+        if self._spare_fd >= 0:
+            self._accept_with_spare(listener, connections)
+        self._rest()
+        self._pause = self._loop.call_later(EXHAUSTED_PAUSE, self._resume)
+        if self._loop.now >= self._quiet_until:
+            self._quiet_until = self._loop.now + EXHAUSTED_LOG_INTERVAL
+            logger.error(
+                "cannot accept connections: %s; raise the limit of open files (ulimit -n, or"
+                " LimitNOFILE= of systemd); clients wait meanwhile",
+                error.strerror,
+            )
+
+    def _accept_with_spare(self, listener: Listener, connections: list[Connection]) -> None:
+        """Take one connection in the place of the spare descriptor, so that one at a time moves.
+
+        Accepting only to close it, as others do, turns clients away that could as well wait.
+        """
+        os.close(self._spare_fd)
+        self._spare_fd = -1
+        with contextlib.suppress(OSError):
+            fd, address = listener.socket._accept()  # type: ignore[attr-defined]  # noqa: SLF001
+            ip = address[0] if listener.kind == "tcp" else ""
+            connections.append(Connection(listener.index, fd, ip))
+
+    def _resume(self) -> None:
+        if self._spare_fd < 0:
+            with contextlib.suppress(OSError):
+                self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if len(self._queue) < QUEUE_SIZE:
+            self._wake()
+
+    # Handing off
+
+    def dispatch(self, connections: Sequence[Connection]) -> None:
+        """Give each connection to a worker; behind those that wait already."""
+        held = connections if self._queue else self._hand_out(connections)
+        self._queued += len(held)
+        self._hold(held)
+
+    def _hand_out(self, connections: Sequence[Connection]) -> Sequence[Connection]:
+        """Give out as many as there are takers for; return the others in order."""
+        now = self._loop.now
+        choose, assigned = self._chooser.choose_tcp, self._chooser.assigned_tcp
+        batches: dict[int, list[Connection]] = {}
+        taken = 0
+        for connection in connections:
+            worker_id = choose(now, connection.client_ip)
+            if worker_id is None:
+                break
+            taken += 1
+            # Counted before it is sent, so that the next choice of this batch knows.
+            assigned(worker_id)
+            batches.setdefault(worker_id, []).append(connection)
+        undelivered: list[Connection] = []
+        for worker_id, batch in batches.items():
+            for start in range(0, len(batch), MAX_FDS):
+                part = batch[start : start + MAX_FDS]
+                if not self._hand_off(worker_id, part):
+                    undelivered += part
+        if not undelivered:
+            return connections[taken:]
+        return [*undelivered, *connections[taken:]]
+
+    def _hand_off(self, worker_id: int, batch: Sequence[Connection]) -> bool:
+        worker = self._workers[worker_id]
+        fds = [connection.fd for connection in batch]
+        try:
+            sent = worker.connections.send(bytes([one.listener for one in batch]), fds)
+        except ChannelClosedError:
+            sent = 0  # it died; its exit follows
+        if not sent:
+            self._chooser.withdrawn_tcp(worker_id, len(fds))
+            return False
+        worker.assignments.add(AssignmentCell.TCP_ASSIGNED, sent)
+        self._handed_off += sent
+        for fd in fds:
+            os.close(fd)
+        return True
+
+    def _hold(self, connections: Sequence[Connection]) -> None:
+        self._queue.extend(connections)
+        if self._queue and (self._queue_timer is None or not self._queue_timer.pending):
+            self._queue_timer = self._loop.call_later(QUEUE_INTERVAL, self.serve_queue)
+
+    def serve_queue(self) -> None:
+        """Try again with what waits. Called when counters may have moved."""
+        waiting = list(self._queue)
+        self._queue.clear()
+        self._hold(self._hand_out(waiting))
+        if len(self._queue) < QUEUE_SIZE:
+            self._wake()
+
+    # Reading back
+
+    def recover(self, worker: WorkerHandle) -> int:
+        """Serve by others what a dead worker had not read; return how many there were.
+
+        The chooser has forgotten the worker by now, with what was counted for it.
+        """
+        connections = self._read_back(worker)
+        self._recovered += len(connections)
+        self.dispatch(connections)
+        return len(connections)
+
+    def take_back(self, worker: WorkerHandle) -> int:
+        """Serve by others what a worker that stands still has not read (D23)."""
+        connections = self._read_back(worker)
+        if connections:
+            self._taken_back += len(connections)
+            self._chooser.withdrawn_tcp(worker.worker_id, len(connections))
+            worker.assignments.add(AssignmentCell.TCP_ASSIGNED, -len(connections))
+            worker.assignments.add(AssignmentCell.TAKEN_BACK, len(connections))
+            self.dispatch(connections)
+        return len(connections)
+
+    def _read_back(self, worker: WorkerHandle) -> list[Connection]:
+        return [Connection(index, fd, client_ip(fd)) for index, fd in worker.recover()]
+
+    def statistics(self) -> AcceptorStatistics:
+        """Return the counters."""
+        return AcceptorStatistics(
+            accepted=self._accepted,
+            handed_off=self._handed_off,
+            queued=self._queued,
+            waiting=len(self._queue),
+            recovered=self._recovered,
+            taken_back=self._taken_back,
+            aborted=self._aborted,
+            exhausted=self._exhausted,
+            abandoned=self._abandoned,
+        )
+
+
+class _Accept:
+    """The callback of one listener."""
+
+    __slots__ = ("_acceptor", "_listener")
+
+    def __init__(self, acceptor: Acceptor, listener: Listener) -> None:
+        self._acceptor = acceptor
+        self._listener = listener
+
+    def __call__(self) -> None:
+        self._acceptor.accept_some(self._listener)
+
+
+def client_ip(fd: int) -> str:
+    """Ask the system who is at the other end; "" for a Unix socket or one that is gone."""
+    connection = socket.socket(fileno=fd)
+    try:
+        address = connection.getpeername()
+        return address[0] if connection.family != socket.AF_UNIX else ""
+    except OSError:
+        return ""
+    finally:
+        connection.detach()
