@@ -23,8 +23,8 @@ __all__ = ["StreamReader", "StreamWriter", "record_stream_pair"]
 
 _SIZE: Final = struct.Struct("<I")
 _SOCKET_BUFFER_SIZE: Final = 1 << 20
-_RECEIVE_SIZE: Final = 1 << 18
-_COUNTS_SIZE: Final = 4096
+_RECEIVE_SIZE: Final = 1 << 17
+_COUNTS_SIZE: Final = 1 << 16
 _SEND_FLAGS: Final = socket.MSG_DONTWAIT | getattr(socket, "MSG_NOSIGNAL", 0)
 
 
@@ -121,17 +121,19 @@ class StreamWriter:
 
     def _reclaim(self) -> None:
         """Add up the counts that the worker has sent back."""
-        while not self._reader_is_gone:
-            try:
-                received = self._socket.recv(_COUNTS_SIZE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                received = b""
-            if not received:
-                self._reader_is_gone = True
-                return
+        if self._reader_is_gone:
+            return
+        try:
+            # Once: all that a socket holds, and no loop that a worker could keep us in.
+            received = self._socket.recv(_COUNTS_SIZE, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            received = b""
+        if received:
             self._add_counts(self._counts + received)
+        else:
+            self._reader_is_gone = True
 
     def _add_counts(self, received: bytes) -> None:
         whole = len(received) - len(received) % _SIZE.size
@@ -150,6 +152,7 @@ class StreamReader:
     def __init__(self, sock: socket.socket, size: int) -> None:
         self._socket = sock
         self._size = size
+        self._space = memoryview(bytearray(_RECEIVE_SIZE))  # `recv` would allocate it each time
         self._received = bytearray()
         self._batch = b""
         self._offset = 0
@@ -172,6 +175,8 @@ class StreamReader:
         Raises ChannelClosedError when the master is gone, RingCorruptError when the stream makes no
         sense any more; neither can happen to a ring.
         """
+        if not self.pending:
+            self._receive()
         records: list[Record] = []
         while len(records) < limit and (self._offset < len(self._batch) or self._next_batch()):
             wanted = limit - len(records)
@@ -192,43 +197,39 @@ class StreamReader:
         self._received.clear()
         self._socket.close()
 
-    def _has_whole_batch(self) -> bool:
-        if len(self._received) < _SIZE.size:
-            return False
-        # More than the capacity is no size of our writer's: `_next_batch` reports it at once.
-        return len(self._received) - _SIZE.size >= self._next_size() or self._makes_no_sense()
-
     def _next_size(self) -> int:
+        """Return the size of the next batch, -1 while it is not known."""
+        if len(self._received) < _SIZE.size:
+            return -1
         return int.from_bytes(self._received[: _SIZE.size], "little")
 
-    def _makes_no_sense(self) -> bool:
-        return self._next_size() > self._size
+    def _has_whole_batch(self) -> bool:
+        return 0 <= self._next_size() <= min(self._size, len(self._received) - _SIZE.size)
+
+    def _receive(self) -> None:
+        """Read until a batch is complete or the socket is empty."""
+        while not self._has_whole_batch():
+            if self._next_size() > self._size:
+                raise RingCorruptError(f"record stream: batch of {self._next_size()} bytes")
+            try:
+                size = self._socket.recv_into(self._space, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                size = 0
+            if not size:
+                raise ChannelClosedError("record stream: closed by the master")
+            self._received += self._space[:size]
 
     def _next_batch(self) -> bool:
-        self._receive()
         if not self._has_whole_batch():
             return False
-        if self._makes_no_sense():
-            raise RingCorruptError(f"record stream: batch of {self._next_size()} bytes")
         end = _SIZE.size + self._next_size()
         self._batch = bytes(memoryview(self._received)[_SIZE.size : end])
         self._offset = 0
         del self._received[:end]
         self._return_count(len(self._batch))
         return True
-
-    def _receive(self) -> None:
-        """Read until a batch is complete or the socket is empty."""
-        while not self._has_whole_batch():
-            try:
-                received = self._socket.recv(_RECEIVE_SIZE, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return
-            except ConnectionError:
-                received = b""
-            if not received:
-                raise ChannelClosedError("record stream: closed by the master")
-            self._received += received
 
     def _return_count(self, size: int) -> None:
         self._owed += _SIZE.pack(size)
