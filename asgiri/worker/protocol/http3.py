@@ -25,8 +25,10 @@ from aioquic.quic.events import (
 )
 from aioquic.quic.events import StreamReset as QuicStreamReset
 
-from asgiri.config import FlowConfig, Http3Config
+from asgiri.config import FlowConfig, Http3Config, TlsConfig
+from asgiri.ipc.connection_id import ConnectionIdMint
 from asgiri.ipc.scoreboard import Refusal
+from asgiri.ipc.tokens import ResetTokens
 from asgiri.worker.protocol.budget import Budget
 from asgiri.worker.protocol.events import (
     BodyEnded,
@@ -66,7 +68,11 @@ from asgiri.worker.protocol.qpack import (
     FieldSections,
     SectionTooLargeError,
 )
-from asgiri.worker.protocol.quic import SteeredQuicConnection
+from asgiri.worker.protocol.quic import (
+    SteeredQuicConnection,
+    certificate_pem,
+    quic_configuration,
+)
 
 RESET_BURST: Final = 256
 RESET_RATE: Final = 64.0
@@ -169,10 +175,32 @@ class Http3Connection:
         changes, self.connection_id_changes = self.connection_id_changes, []
         return changes
 
+    # State
+
+    @property
+    def has_begun(self) -> bool:
+        """Something that came could be decrypted."""
+        return self._quic.has_begun
+
+    @property
+    def connection_ids(self) -> list[bytes]:
+        """Those of ours that the peer may use now."""
+        return self._quic.host_connection_ids
+
+    @property
+    def close_is_pending(self) -> bool:
+        """The next datagram to send is a CONNECTION_CLOSE."""
+        return self._quic.close_is_pending
+
     @property
     def is_closed(self) -> bool:
         """Nothing more will be received or sent."""
         return self._quic.is_ending and not self._quic.close_is_pending
+
+    @property
+    def cipher_suite(self) -> int:
+        """As TLS numbers them; known when the handshake is complete."""
+        return self._quic.cipher_suite
 
     # Sending
 
@@ -692,3 +720,63 @@ class Http3Connection:
             self._quic.stop_receiving(streams.unwanted.pop(), ErrorCode.H3_STREAM_CREATION_ERROR)
             self.output_is_due = True
         streams.control.priorities.clear()
+
+
+class Http3Server:
+    """What the HTTP/3 connections of a worker have in common."""
+
+    def __init__(
+        self,
+        *,
+        config: Http3Config,
+        flow: FlowConfig,
+        tls: TlsConfig,
+        mint: ConnectionIdMint,
+        reset_tokens: ResetTokens,
+    ) -> None:
+        self._config = config
+        self._flow = flow
+        self._mint = mint
+        self._reset_tokens = reset_tokens
+        self.load_certificate(tls)
+
+    def load_certificate(self, tls: TlsConfig) -> None:
+        """Use the first of the certificates from now on: aioquic chooses none by name."""
+        self._configuration = quic_configuration(
+            self._config,
+            certfile=tls.certfile[0],
+            keyfile=tls.keyfile[0] if tls.keyfile else None,
+            password=tls.keyfile_password,
+        )
+        self._certificate = certificate_pem(self._configuration)
+
+    def accept(
+        self,
+        original_destination_cid: bytes,
+        *,
+        retried_from: bytes | None = None,
+        trusted_address: Any = None,
+    ) -> Http3Connection:
+        """Begin a connection. After a Retry: its connection ID, and the address that it proved."""
+        quic = SteeredQuicConnection(
+            configuration=self._configuration,
+            mint=self._mint,
+            reset_tokens=self._reset_tokens,
+            max_streams=self._config.max_streams,
+            original_destination_connection_id=original_destination_cid,
+            retry_source_connection_id=retried_from,
+        )
+        if trusted_address is not None:
+            quic.trust_path(trusted_address)
+        return Http3Connection(quic, config=self._config, flow=self._flow)
+
+    def tls_extension(self, connection: Http3Connection) -> dict[str, Any]:
+        """Value of the `tls` extension of ASGI scopes. Clients are not asked for certificates."""
+        return {
+            "server_cert": self._certificate,
+            "client_cert_chain": [],
+            "client_cert_name": None,
+            "client_cert_error": None,
+            "tls_version": 0x0304,
+            "cipher_suite": connection.cipher_suite,
+        }

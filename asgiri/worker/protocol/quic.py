@@ -24,15 +24,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aioquic.buffer import Buffer  # type: ignore[attr-defined]
-from aioquic.quic.configuration import SMALLEST_MAX_DATAGRAM_SIZE, QuicConfiguration
+from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
-    TRANSPORT_CLOSE_FRAME_CAPACITY,
     QuicConnection,
+    QuicConnectionState,
     QuicNetworkPath,
 )
-from aioquic.quic.crypto import CryptoPair
 from aioquic.quic.packet import (
     QuicErrorCode,
     QuicFrameType,
@@ -40,10 +39,10 @@ from aioquic.quic.packet import (
     QuicProtocolVersion,
     pull_quic_header,
 )
-from aioquic.quic.packet_builder import QuicPacketBuilder
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from asgiri.config import Http3Config
 from asgiri.errors import LocalProtocolError
@@ -51,7 +50,7 @@ from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, Con
 from asgiri.ipc.tokens import ResetTokens
 
 if TYPE_CHECKING:
-    from aioquic.quic.packet_builder import QuicPacketBuilder as PacketBuilder
+    from aioquic.quic.packet_builder import QuicPacketBuilder
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStream
 
@@ -69,10 +68,6 @@ at the defaults."""
 MINTED_IN_SELF_TEST: Final = 9
 """8 that the client may hold at once, and one more for the one it retired."""
 
-INTERNAL_ERROR: Final = int(QuicErrorCode.INTERNAL_ERROR)
-INVALID_TOKEN: Final = int(QuicErrorCode.INVALID_TOKEN)
-CONNECTION_REFUSED: Final = int(QuicErrorCode.CONNECTION_REFUSED)
-
 
 class Initial(NamedTuple):
     """The header of a client's Initial packet."""
@@ -84,7 +79,7 @@ class Initial(NamedTuple):
 
 
 def quic_configuration(
-    config: Http3Config, *, certfile: str, keyfile: str | None, password: str | None = None
+    config: Http3Config, *, certfile: str, keyfile: str | None, password: str
 ) -> QuicConfiguration:
     """Read the certificate and return what all connections of a worker share."""
     configuration = QuicConfiguration(
@@ -97,8 +92,14 @@ def quic_configuration(
         max_datagram_size=config.max_datagram_size,
         supported_versions=list(VERSIONS),
     )
-    configuration.load_cert_chain(certfile, keyfile, password)
+    configuration.load_cert_chain(certfile, keyfile, password or None)
     return configuration
+
+
+def certificate_pem(configuration: QuicConfiguration) -> str:
+    """Return the certificate that clients are shown."""
+    certificate: x509.Certificate = configuration.certificate
+    return certificate.public_bytes(Encoding.PEM).decode()
 
 
 class _SilentLogger:
@@ -163,8 +164,15 @@ class SteeredQuicConnection(QuicConnection):
         return [entry.cid for entry in self._host_cids]
 
     @property
-    def handshake_complete(self) -> bool:
-        return self._handshake_complete
+    def has_begun(self) -> bool:
+        """A packet could be decrypted: the peer made its keys from the connection ID it chose."""
+        return self._state is not QuicConnectionState.FIRSTFLIGHT
+
+    @property
+    def cipher_suite(self) -> int:
+        """Known when the handshake is complete."""
+        schedule = self.tls.key_schedule
+        return 0 if schedule is None else int(schedule.cipher_suite)
 
     @property
     def is_ending(self) -> bool:
@@ -312,7 +320,7 @@ class SteeredQuicConnection(QuicConnection):
             entry.cid = self._mint.mint()
             entry.stateless_reset_token = self._reset_tokens.token(entry.cid)
 
-    def _write_connection_limits(self, builder: PacketBuilder, space: QuicPacketSpace) -> None:
+    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         max_data = self._local_max_data
         # A lost announcement sets `sent` to 0: due at once.
         is_due = max_data.value - max_data.sent >= self._connection_step
@@ -334,7 +342,7 @@ class SteeredQuicConnection(QuicConnection):
             limit.sent = limit.value
 
     def _write_stream_limits(
-        self, builder: PacketBuilder, space: QuicPacketSpace, stream: QuicStream
+        self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream
     ) -> None:
         limit = stream.max_stream_data_local
         if limit - stream.max_stream_data_local_sent < self._stream_step:
@@ -356,9 +364,12 @@ class SteeredQuicConnection(QuicConnection):
     def _fail(self, error: Exception) -> None:
         if self.fault is None:
             self.fault = f"{type(error).__name__}: {error}"
-            self.close(error_code=INTERNAL_ERROR, frame_type=int(QuicFrameType.PADDING))
+            self.close(
+                error_code=int(QuicErrorCode.INTERNAL_ERROR),
+                frame_type=int(QuicFrameType.PADDING),
+            )
         else:
-            self._is_given_up = True  # the state is too broken even to say goodbye
+            self._is_given_up = True  # too broken even to say goodbye
 
 
 # Before a connection exists
@@ -374,28 +385,6 @@ def parse_initial_untrusted(datagram: bytes) -> Initial | None:
     if header.packet_type != QuicPacketType.INITIAL or header.version not in VERSIONS:
         return None
     return Initial(header.version, header.destination_cid, header.source_cid, header.token)
-
-
-def refuse_initial(initial: Initial, error_code: int) -> bytes:
-    """Answer an Initial with a CONNECTION_CLOSE and keep nothing (RFC 9000 §5.2.2, §8.1.3)."""
-    crypto = CryptoPair()
-    crypto.setup_initial(cid=initial.destination_cid, is_client=False, version=initial.version)
-    builder = QuicPacketBuilder(
-        host_cid=initial.destination_cid,
-        peer_cid=initial.source_cid,
-        version=initial.version,
-        is_client=False,
-        max_datagram_size=SMALLEST_MAX_DATAGRAM_SIZE,
-    )
-    builder.start_packet(QuicPacketType.INITIAL, crypto)
-    frame = builder.start_frame(
-        QuicFrameType.TRANSPORT_CLOSE, capacity=TRANSPORT_CLOSE_FRAME_CAPACITY
-    )
-    frame.push_uint_var(error_code)
-    frame.push_uint_var(QuicFrameType.PADDING)
-    frame.push_uint_var(0)  # no reason phrase
-    datagrams, _ = builder.flush()
-    return datagrams[0]
 
 
 # Boot self-test
