@@ -24,13 +24,16 @@ class WorkerServices:
     config: Config
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]
-    """Monotonic seconds; the same clock as `loop.time()`, but not rounded to the loop's last turn."""
+    """Monotonic seconds; the same clock as `loop.time()`, but not rounded to the loop's last turn.
+    """
     requests: RequestEnvironment
     """What an exchange needs: application, response defaults, counters, access log."""
     scopes: ScopeBuilder
     scoreboard: Scoreboard
     deadlines: Deadlines
     sessions: set[HttpSession] = field(default_factory=set)
-    """Every open connection, and closed ones whose application calls have not returned. Keeps both alive."""
+    """Every open connection, and closed ones whose application calls have not returned. Keeps both
+    alive.
+    """
     draining: bool = False
     """The master told us to drain: sessions that begin now are told at once."""

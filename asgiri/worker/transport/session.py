@@ -1,11 +1,13 @@
 """The part of a connection that TCP and QUIC share: events of an engine to exchanges, and back.
 
-An exchange is one ASGI call. A session owns the exchanges of its connection, is the `ResponseSink` they answer
-through, and leaves two things to its subclass: how bytes leave (`_flush`) and how the connection ends (`_end`).
+An exchange is one ASGI call. A session owns the exchanges of its connection, is the `ResponseSink`
+they answer through, and leaves two things to its subclass: how bytes leave (`_flush`) and how the
+connection ends (`_end`).
 
-Re-entrance. Applications start eagerly, inside `handle_events`, and their `send()` calls the engine, which may
-report events of its own (a pipelined request, the end of the connection). Those are put in line behind the
-events being handled, so that an application is never started inside another one's `send()`.
+Re-entrance. Applications start eagerly, inside `handle_events`, and their `send()` calls the
+engine, which may report events of its own (a pipelined request, the end of the connection). Those
+are put in line behind the events being handled, so that an application is never started inside
+another one's `send()`.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from asgiri.worker.protocol.events import (
     BodyReceived,
     ConnectionEnded,
     Event,
+    HalfClosed,
     Headers,
     HttpEngine,
     PeerViolation,
@@ -39,8 +42,8 @@ logger = logging.getLogger("asgiri.worker")
 class HttpSession:
     """One connection.
 
-    The subclass gives what its engine reports to `handle_events`, flushes, and calls `connection_gone` once
-    when the transport is lost.
+    The subclass gives what its engine reports to `handle_events`, flushes, and calls
+    `connection_gone` once when the transport is lost.
     """
 
     __slots__ = (
@@ -50,6 +53,7 @@ class HttpSession:
         "_exchanges",
         "_gone",
         "_handling",
+        "_paused_streams",
         "_scopes",
         "_services",
         "_writing_paused",
@@ -66,6 +70,10 @@ class HttpSession:
         self._handling = False
         self._gone = False
         self._writing_paused = False
+        self._paused_streams: set[int] = set()
+        """Those whose own buffer is full; an exchange goes on when neither it nor the transport's
+        is.
+        """
         services.sessions.add(self)
 
     # For the subclass to define
@@ -77,6 +85,10 @@ class HttpSession:
     def _end(self, reason: str) -> None:
         """The engine reads no more (`ConnectionEnded`): send what is queued, then close."""
         raise NotImplementedError
+
+    def _abort(self, reason: str) -> None:
+        """The same, but an orderly end could be taken for the end of the response."""
+        self._end(reason)
 
     # For the subclass to call
 
@@ -114,8 +126,9 @@ class HttpSession:
 
     def resume_writing(self) -> None:
         self._writing_paused = False
-        for exchange in list(self._exchanges.values()):
-            exchange.resume_writing()
+        for stream_id, exchange in list(self._exchanges.items()):
+            if stream_id not in self._paused_streams:
+                exchange.resume_writing()
 
     # For the worker's runtime to call
 
@@ -152,39 +165,45 @@ class HttpSession:
     # Events of the engine
 
     def _handle(self, event: Event) -> None:
-        kind = type(event)
-        if kind is RequestReceived:
-            self._begin_exchange(event)  # type: ignore[arg-type]
+        if (
+            type(event) is RequestReceived
+        ):  # a third of the time of `match`, and the only one of most exchanges
+            self._begin_exchange(event)
             return
         match event:
             case BodyReceived(stream_id, data, credit, ended):
                 self._body_received(stream_id, data, credit, ended=ended)
             case BodyEnded(stream_id):
+                self._body_ended(stream_id)
+            case HalfClosed(stream_id):
                 if exchange := self._exchanges.get(stream_id):
-                    exchange.body_ended()
+                    exchange.half_closed()
             case StreamReset(stream_id):
                 if exchange := self._exchanges.get(stream_id):
                     exchange.disconnected()
             case StreamPaused(stream_id):
                 if exchange := self._exchanges.get(stream_id):
+                    self._paused_streams.add(stream_id)
                     exchange.pause_writing()
             case StreamResumed(stream_id):
-                # The connection's mark holds every stream back, whatever the stream's own says.
+                self._paused_streams.discard(stream_id)
                 if (exchange := self._exchanges.get(stream_id)) and not self._writing_paused:
                     exchange.resume_writing()
             case PeerViolation():
                 self._violation(event)
-            case ConnectionEnded(reason):
+            case ConnectionEnded(reason, abort):
                 for exchange in list(self._exchanges.values()):
                     exchange.disconnected()
-                self._end(reason)
+                if abort:
+                    self._abort(reason)
+                else:
+                    self._end(reason)
 
     def _begin_exchange(self, event: RequestReceived) -> None:
-        # A WebSocketSession starts here when `event.protocol == "websocket"` (issue 3). Until then the
-        # request is served as plain HTTP: RFC 9110 §7.8, "a server MAY ignore a received Upgrade".
-        exchange = HttpRequest(
-            self, event, self._scopes.http_scope(event), self._services.requests
-        )
+        # A WebSocketSession starts here when `event.protocol == "websocket"` (issue 3). Until then
+        # the request is served as plain HTTP: RFC 9110 §7.8, "a server MAY ignore a received
+        # Upgrade".
+        exchange = HttpRequest(self, event, self._scopes.http_scope(event), self._services.requests)
         self._exchanges[event.stream_id] = exchange
         if self._writing_paused:
             exchange.pause_writing()
@@ -198,6 +217,10 @@ class HttpSession:
             return
         exchange.body_received(data, credit)
         if ended:
+            self._body_ended(stream_id)
+
+    def _body_ended(self, stream_id: int) -> None:
+        if exchange := self._exchanges.get(stream_id):
             exchange.body_ended()
 
     def _violation(self, event: PeerViolation) -> None:
@@ -246,8 +269,11 @@ class HttpSession:
 
     def exchange_ended(self, stream_id: int) -> None:
         del self._exchanges[stream_id]
+        self._paused_streams.discard(stream_id)
         if self._gone:
             self._forget_if_finished()
+        else:
+            self._take(self._engine.release(stream_id))
 
     # Internals
 
@@ -263,7 +289,8 @@ class HttpSession:
     def _defer(self, event: Event) -> None:
         if not self._handling and not self._deferred:
             services = self._services
-            # In the worker's own context: the caller's belongs to one exchange, the event may start another.
+            # In the worker's own context: the caller's belongs to one exchange, the event may start
+            # another.
             services.loop.call_soon(
                 self._handle_deferred, context=services.requests.application.context
             )

@@ -1,0 +1,138 @@
+"""A worker's first steps, before its event loop runs: hello, configuration, TLS, the application.
+
+Importing the application happens outside of the running loop (Django's ORM refuses to work inside,
+and so does an `asyncio.run()` in a module), but with the loop that will run set as the current one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+import time
+import traceback
+from dataclasses import dataclass
+from typing import Final, Literal, cast
+
+from setproctitle import setproctitle
+
+from asgiri import logs
+from asgiri.config import Config
+from asgiri.errors import ChannelClosedError, ExitCode
+from asgiri.ipc.channel import ConnectionChannel, ControlChannel
+from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.messages import Failed, Hello
+from asgiri.ipc.records import RecordReader
+from asgiri.ipc.ring import RingReader
+from asgiri.ipc.segment import Segment
+from asgiri.ipc.stream import StreamReader
+from asgiri.worker import process
+from asgiri.worker.asgi.loader import LoadedApplication, LoadError, load
+from asgiri.worker.transport.tls import ServerTls, TlsError
+
+HELLO_TIMEOUT: Final = 10.0
+"""How long the master may take to say hello. It does so right after it has started us."""
+
+Stage = Literal["import", "lifespan", "tls", "selftest", "config"]
+
+
+class BootError(Exception):
+    """The worker cannot start. Carries what the master is told."""
+
+    def __init__(self, stage: Stage, summary: str, details: str, status: ExitCode) -> None:
+        super().__init__(summary)
+        self.failed = Failed(stage, summary, details)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Resources:
+    """What came with the hello. The worker owns it."""
+
+    connections: ConnectionChannel
+    segment: Segment
+    records: RecordReader | None
+    """None without HTTP/3."""
+    udp_sockets: list[socket.socket]
+    """One per UDP listener, in their order. Their O_NONBLOCK is shared with the master: never call
+    setblocking().
+    """
+
+
+def receive_hello(control: ControlChannel) -> tuple[Hello, Resources]:
+    """Wait for the master's first message. Raises ChannelClosedError when none comes."""
+    poll = select.poll()
+    poll.register(control.fileno(), select.POLLIN)
+    deadline = time.monotonic() + HELLO_TIMEOUT
+    while (left := deadline - time.monotonic()) > 0:
+        poll.poll(left * 1000)
+        received = control.receive()
+        if received is not None and isinstance(received[0], Hello):
+            return received[0], _take_resources(received[0], received[1])
+    raise ChannelClosedError(f"no hello within {HELLO_TIMEOUT:.0f} s")
+
+
+def _take_resources(hello: Hello, fds: list[int]) -> Resources:
+    rest = iter(fds)
+    connections = ConnectionChannel.adopt(next(rest))
+    segment = Segment.attach(next(rest))
+    records: RecordReader | None = None
+    match hello.record_channel:
+        case "ring":
+            published, consumed = EventCounter(next(rest)), EventCounter(next(rest))
+            records = RingReader(segment.ring, published, consumed)
+        case "stream":
+            stream = socket.socket(fileno=next(rest))
+            records = StreamReader(stream, hello.config["ring"]["size"])
+    return Resources(connections, segment, records, [socket.socket(fileno=fd) for fd in rest])
+
+
+def configure(hello: Hello) -> Config:
+    """Read the configuration and apply what concerns the process."""
+    try:
+        config = Config.from_json(hello.config)
+    except Exception as error:  # a master that took over may run other code than ours
+        raise BootError(
+            "config", f"configuration: {error}", traceback.format_exc(), ExitCode.RUNTIME
+        ) from None
+    setproctitle(f"asgiri: worker {hello.slot} gen {hello.generation} [{config.app.target}]")
+    os.environ["ASGIRI_WORKER_SLOT"] = str(hello.slot)
+    os.environ["ASGIRI_WORKER_ID"] = str(hello.worker_id)
+    os.environ["ASGIRI_GENERATION"] = str(hello.generation)
+    process.raise_file_limit()
+    logs.configure(config.log, "worker")
+    return config
+
+
+def load_tls(config: Config) -> ServerTls | None:
+    """Load the certificates, if TCP speaks TLS."""
+    if not config.speaks_tls:
+        return None
+    try:
+        return ServerTls(config.tls, config.http)
+    except TlsError as error:
+        raise BootError("tls", str(error), "", ExitCode.RUNTIME) from None
+
+
+def new_event_loop(config: Config) -> asyncio.AbstractEventLoop:
+    """Make the event loop that the configuration names."""
+    if config.app.loop != "asyncio":
+        try:
+            import uvloop  # noqa: PLC0415  (not on every platform)
+        except ImportError:
+            if config.app.loop == "uvloop":
+                raise BootError(
+                    "config", "app.loop=uvloop: is not installed", "", ExitCode.RUNTIME
+                ) from None
+        else:
+            return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
+    return asyncio.new_event_loop()
+
+
+def import_application(config: Config) -> LoadedApplication:
+    """Import the application, last of all: its folder comes first on sys.path from here on."""
+    try:
+        return load(config.app)
+    except LoadError as error:
+        raise BootError("import", error.summary, error.traceback, ExitCode.APP_FAILED) from None

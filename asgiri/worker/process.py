@@ -1,0 +1,113 @@
+"""What ties a worker process to its master and to the system: signals, parent, limits.
+
+Nothing here knows the event loop: a handler has to work while the loop is blocked (D19).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import faulthandler
+import os
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+HARD_STOP: Final = 10
+"""Seconds from the death of the master (or SIGTERM) to the end of a worker that will not end by
+itself.
+"""
+EXIT_PATIENCE: Final = 2.0
+"""How long the interpreter may wait for threads of the application when it exits."""
+
+PR_SET_PDEATHSIG: Final = 1
+
+# The master speaks for the whole server: what a terminal or an operator sends to the group is its
+# business.
+MASTER_SIGNALS: Final = (
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGWINCH,
+)
+
+
+class Termination:
+    """SIGTERM: from the kernel when the master died, or from somebody who means this worker."""
+
+    def __init__(self) -> None:
+        self._react: Callable[[], None] | None = None
+
+    def install(self) -> None:
+        """Take over all signals of this process. Called first, in the main thread."""
+        faulthandler.enable()  # SIGABRT of the master's watchdog prints the stacks of all threads
+        signal.signal(signal.SIGTERM, self._on_signal)
+        # The default ends the process: this is the hard stop, also when the loop is blocked.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for number in MASTER_SIGNALS:
+            # A function, not SIG_IGN: programs that the application starts would inherit that.
+            signal.signal(number, _ignore)
+        # The master started us with these held back.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
+        request_death_signal()
+
+    def react_with(self, react: Callable[[], None]) -> None:
+        """From now on call this, in the main thread between two instructions; before, just exit."""
+        self._react = react
+
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
+        signal.alarm(HARD_STOP)
+        if self._react is None:
+            # Nothing is being served yet, and an import may take for ever.
+            os._exit(0)
+        self._react()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def request_death_signal() -> None:
+    """Ask Linux for SIGTERM when the thread that started us ends. Elsewhere `is_orphan` must do."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def is_orphan(master_pid: int) -> bool:
+    """Whether the master is no longer our parent. Covers its death before we asked for a signal."""
+    return os.getppid() != master_pid
+
+
+def raise_file_limit() -> None:
+    """Every connection is a descriptor: allow as many as the system lets us."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def exit_soon(status: int) -> None:
+    """See to it that the process ends with this status even if a thread of the application goes on.
+
+    The interpreter waits for threads that are no daemons, and for those of executors, without a
+    limit.
+    """
+
+    def force() -> None:
+        time.sleep(EXIT_PATIENCE)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+
+    threading.Thread(target=force, daemon=True).start()

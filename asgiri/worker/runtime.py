@@ -1,0 +1,417 @@
+"""A worker process from its hello to its exit. Wires everything else together.
+
+boot     hello, configuration, TLS, application (`boot`), lifespan startup, transports, Ready
+serve    connections and datagrams come, the heartbeat beats
+end      Drain or Quit of the master, its death, or SIGTERM; lifespan shutdown, Drained, exit
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import gc
+import itertools
+import logging
+import os
+import time
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from asgiri import logs
+from asgiri.config import Config
+from asgiri.errors import ChannelClosedError, ExitCode, FdsLostError, LocalProtocolError
+from asgiri.ipc import messages
+from asgiri.ipc.channel import ControlChannel
+from asgiri.ipc.messages import (
+    Drain,
+    Drained,
+    DumpStacks,
+    Hello,
+    Importing,
+    ListenerInfo,
+    Message,
+    Quit,
+    Ready,
+    ReloadCertificates,
+    ReopenLogs,
+    SetLogLevel,
+    Shed,
+)
+from asgiri.ipc.scoreboard import Cell, Scoreboard, WorkerState
+from asgiri.ipc.tokens import QuicSecrets
+from asgiri.worker import boot, process
+from asgiri.worker.asgi.application import Application
+from asgiri.worker.asgi.counters import Counters
+from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
+from asgiri.worker.asgi.loader import LoadedApplication
+from asgiri.worker.asgi.request import RequestEnvironment
+from asgiri.worker.asgi.scope import ScopeBuilder
+from asgiri.worker.protocol.headers import ResponseDefaults
+from asgiri.worker.transport import deadlines
+from asgiri.worker.transport.heartbeat import Heartbeat
+from asgiri.worker.transport.quic import QuicEndpoint
+from asgiri.worker.transport.services import WorkerServices
+from asgiri.worker.transport.tcp import TcpEndpoint
+from asgiri.worker.transport.tls import ServerTls, TlsError
+
+logger = logging.getLogger("asgiri.worker")
+
+ORPHAN_DRAIN: Final = 5.0
+"""Seconds for requests in flight after the master has died: nobody will ask for more, and whoever
+supervises the master waits for our end to start it again."""
+GOAWAY_INTERVAL: Final = 1.0
+"""Between the two GOAWAYs of a drain: a round trip, so that requests under way are still taken."""
+CANCEL_PATIENCE: Final = 1.0
+"""How long cancelled applications may clean up."""
+CLOSE_PATIENCE: Final = 0.5
+"""How long the last bytes of closed connections may take to leave."""
+LIFESPAN_PATIENCE: Final = 5.0
+"""How long lifespan shutdown may take at least; longer if the drain has left more of its time."""
+CHECK_INTERVAL: Final = 0.02
+"""How often a drain looks whether anything is left."""
+
+
+def run(control_fd: int) -> int:
+    """Be a worker; return the exit status."""
+    termination = process.Termination()
+    termination.install()
+    control = ControlChannel.adopt(control_fd)
+    try:
+        hello, resources = boot.receive_hello(control)
+    except ChannelClosedError:
+        return ExitCode.OK
+    if process.is_orphan(hello.master_pid):
+        return ExitCode.OK
+    scoreboard = Scoreboard(resources.segment.scoreboard)
+    scoreboard.claim(hello.worker_id, os.getpid())
+    status = ExitCode.OK
+    try:
+        _boot_and_serve(control, hello, resources, scoreboard, termination)
+    except boot.BootError as error:
+        scoreboard.set(Cell.STATE, WorkerState.FAILED)
+        _tell(control, error.failed)
+        status = error.status
+    logging.shutdown()
+    process.exit_soon(status)
+    return status
+
+
+def _boot_and_serve(
+    control: ControlChannel,
+    hello: Hello,
+    resources: boot.Resources,
+    scoreboard: Scoreboard,
+    termination: process.Termination,
+) -> None:
+    config = boot.configure(hello)
+    tls = boot.load_tls(config)
+    loop = boot.new_event_loop(config)
+    asyncio.set_event_loop(loop)
+    scoreboard.set(Cell.STATE, WorkerState.IMPORTING)
+    _tell(control, Importing())
+    loaded = boot.import_application(config)
+    worker = Worker(control, hello, resources, scoreboard, config, loop, loaded, tls)
+    termination.react_with(worker.terminated)
+    try:
+        loop.run_until_complete(worker.run())
+    finally:
+        # Whatever the application has left running gets its CancelledError, like after
+        # asyncio.run().
+        loop.run_until_complete(_cancel_all())
+        loop.close()
+
+
+async def _cancel_all() -> None:
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks, timeout=CANCEL_PATIENCE)
+
+
+def _tell(control: ControlChannel, message: Message) -> None:
+    """Tell the master; its death is noticed elsewhere."""
+    with contextlib.suppress(ChannelClosedError):
+        control.send(message)
+
+
+class Worker:
+    """Everything of a worker that lives on its event loop."""
+
+    def __init__(
+        self,
+        control: ControlChannel,
+        hello: Hello,
+        resources: boot.Resources,
+        scoreboard: Scoreboard,
+        config: Config,
+        loop: asyncio.AbstractEventLoop,
+        loaded: LoadedApplication,
+        tls: ServerTls | None,
+    ) -> None:
+        self._control = control
+        self._hello = hello
+        self._resources = resources
+        self._scoreboard = scoreboard
+        self._loop = loop
+        self._ending: asyncio.Future[Drain | Quit] = loop.create_future()
+        application = Application(loaded.call, loop)
+        self._services = make_services(
+            application,
+            config=config,
+            scoreboard=scoreboard,
+            loop=loop,
+            listeners=hello.listeners,
+            asgi_version=loaded.asgi_version,
+            access_log=logs.open_access_log(config.log, hello.slot),
+        )
+        self._lifespan = Lifespan(
+            application, self._services.scopes.lifespan_scope(), config.app.lifespan
+        )
+        self._tcp = TcpEndpoint(self._services, hello.listeners, tls=tls)
+        self._quic = self._make_quic_endpoint(config)
+
+    def _make_quic_endpoint(self, config: Config) -> QuicEndpoint | None:
+        hello, resources = self._hello, self._resources
+        if hello.secrets is None or resources.records is None:
+            return None
+        listeners = [listener for listener in hello.listeners if listener.kind == "udp"]
+        return QuicEndpoint(
+            self._services,
+            reader=resources.records,
+            sockets={
+                listener.index: udp
+                for listener, udp in zip(listeners, resources.udp_sockets, strict=True)
+            },
+            secrets=QuicSecrets.from_json(hello.secrets),
+            worker_id=hello.worker_id,
+            tls=config.tls,
+        )
+
+    # From start to end
+
+    async def run(self) -> None:
+        """Start, serve, end. Raises BootError."""
+        heartbeat = Heartbeat(
+            self._loop,
+            self._scoreboard,
+            self._services.requests,
+            orphaned=lambda: process.is_orphan(self._hello.master_pid),
+            on_orphaned=self._orphaned,
+        )
+        self._loop.add_reader(self._control.fileno(), self._read_control)
+        try:
+            await self._start()
+            ending = await self._ending
+            if isinstance(ending, Drain):
+                await self._drain(ending.timeout)
+        finally:
+            self._loop.remove_reader(self._control.fileno())
+            heartbeat.close()
+            self._services.deadlines.close()
+            if self._quic is not None:
+                self._quic.close()
+
+    async def _start(self) -> None:
+        self._self_test()
+        self._scoreboard.set(Cell.STATE, WorkerState.LIFESPAN)
+        try:
+            await self._lifespan.startup()
+        except LifespanError as error:
+            raise boot.BootError(
+                "lifespan", error.summary, error.traceback, ExitCode.APP_FAILED
+            ) from None
+        # What start-up made stays: no collection has to look at it again.
+        gc.collect()
+        gc.freeze()
+        self._loop.add_reader(self._resources.connections.fileno(), self._read_connections)
+        if self._quic is not None:
+            self._quic.start()
+        self._scoreboard.set(Cell.STATE, WorkerState.READY)
+        _tell(self._control, Ready(os.getpid()))
+
+    def _self_test(self) -> None:
+        if self._quic is None or not self._hello.selftest:
+            return
+        try:
+            self._quic.check_steering()
+        except LocalProtocolError as error:
+            raise boot.BootError("selftest", str(error), "", ExitCode.RUNTIME) from None
+
+    # What the master sends
+
+    def _read_connections(self) -> int:
+        """Adopt what one message brings: at most 64 connections in a turn of the loop."""
+        try:
+            received = self._resources.connections.receive()
+        except FdsLostError as error:
+            # The kernel says how many arrived, not how many it dropped.
+            self._warn(f"connections were lost: {error}")
+            return 0
+        except ChannelClosedError:
+            self._loop.remove_reader(self._resources.connections.fileno())
+            return 0
+        for listener, fd in received:
+            self._tcp.adopt(listener, fd)
+        return len(received)
+
+    def _read_control(self) -> None:
+        try:
+            received = self._control.receive()
+        except ChannelClosedError:
+            self._loop.remove_reader(self._control.fileno())
+            self._orphaned()
+            return
+        if received is None:
+            return
+        message, fds = received
+        for fd in fds:
+            os.close(fd)
+        if message is not None:
+            self._obey(message)
+
+    def _obey(self, message: Message) -> None:
+        match message:
+            case Drain() | Quit():
+                self._end(message)
+            case ReopenLogs():
+                logs.reopen()
+            case DumpStacks():
+                faulthandler.dump_traceback(all_threads=True)
+            case SetLogLevel(level):
+                logging.getLogger("asgiri").setLevel(level.upper())
+            case ReloadCertificates(config):
+                self._reload_certificates(config)
+            case Shed(count):
+                self._shed(count)
+            case _:
+                logger.error("the master sent %s, which is no order", type(message).__name__)
+
+    def _reload_certificates(self, document: dict[str, object]) -> None:
+        try:
+            config = Config.from_json(document)
+            if self._tcp.tls is not None:
+                self._tcp.tls = ServerTls(config.tls, config.http)
+            if self._quic is not None:
+                self._quic.load_certificate(config.tls)
+        except (TlsError, ValueError) as error:
+            self._warn(f"certificates not reloaded: {error}")
+
+    def _shed(self, count: int) -> None:
+        """Ask some clients to come again: the master will give them to another worker."""
+        for session in list(itertools.islice(self._services.sessions, count)):
+            session.begin_drain()
+            self._loop.call_later(GOAWAY_INTERVAL, session.finish_drain)
+
+    def _warn(self, text: str) -> None:
+        logger.warning("%s", text)
+        _tell(self._control, messages.Warning(text))
+
+    # The end
+
+    def terminated(self) -> None:
+        """SIGTERM: the master is dead, or somebody wants this worker to go. Called in a handler."""
+        self._loop.call_soon_threadsafe(self._orphaned)
+
+    def _orphaned(self) -> None:
+        logger.warning("the master is gone, or SIGTERM: ending within %g s", ORPHAN_DRAIN)
+        self._loop.remove_reader(self._resources.connections.fileno())
+        self._end(Drain(ORPHAN_DRAIN))
+
+    def _end(self, ending: Drain | Quit) -> None:
+        if not self._ending.done():
+            self._ending.set_result(ending)
+
+    async def _drain(self, seconds: float) -> None:
+        services = self._services
+        deadline = services.now() + seconds
+        self._scoreboard.set(Cell.STATE, WorkerState.DRAINING)
+        services.draining = True
+        for session in list(services.sessions):
+            session.begin_drain()
+        await self._wait_empty(min(GOAWAY_INTERVAL, seconds))
+        for session in list(services.sessions):
+            session.finish_drain()
+        if not await self._wait_empty(deadline - services.now()):
+            await self._break_off()
+        left = deadline - services.now()
+        await self._lifespan.shutdown(max(LIFESPAN_PATIENCE, left))
+        self._scoreboard.set(Cell.STATE, WorkerState.DRAINED)
+        _tell(self._control, Drained())
+
+    async def _wait_empty(self, seconds: float) -> bool:
+        """Wait until nothing is open and nothing is under way; False when it took too long."""
+        deadline = self._services.now() + seconds
+        while True:
+            if self._is_empty and not self._read_connections():
+                return True
+            if self._services.now() >= deadline:
+                return False
+            await asyncio.sleep(CHECK_INTERVAL)
+
+    @property
+    def _is_empty(self) -> bool:
+        quic_is_empty = self._quic is None or self._quic.is_empty
+        return not self._services.sessions and self._tcp.is_empty and quic_is_empty
+
+    async def _break_off(self) -> None:
+        """The patience is over: cancel what runs, close what is open."""
+        sessions = list(self._services.sessions)
+        logger.warning("%d connections still open: their requests are cancelled", len(sessions))
+        for session in sessions:
+            session.cancel_exchanges()
+        await self._wait_empty(CANCEL_PATIENCE)
+        for session in list(self._services.sessions):
+            session.close()
+        self._tcp.close_unopened()
+        await self._wait_empty(CLOSE_PATIENCE)
+
+
+def make_services(
+    application: Application,
+    *,
+    config: Config,
+    scoreboard: Scoreboard,
+    loop: asyncio.AbstractEventLoop,
+    listeners: Sequence[ListenerInfo] = (),
+    asgi_version: str = "3.0",
+    access_log: logs.AccessLog | None = None,
+    sweep_period: float = deadlines.PERIOD,
+) -> WorkerServices:
+    """Build what all connections share."""
+    return WorkerServices(
+        config=config,
+        loop=loop,
+        now=time.monotonic,
+        requests=RequestEnvironment(
+            application=application,
+            defaults=response_defaults(config, listeners),
+            counters=Counters(scoreboard),
+            loop=loop,
+            now=time.monotonic,
+            access_log=access_log,
+        ),
+        scopes=ScopeBuilder(
+            root_path=config.app.root_path, state=application.state, asgi_version=asgi_version
+        ),
+        scoreboard=scoreboard,
+        deadlines=deadlines.Deadlines(loop, time.monotonic, period=sweep_period),
+    )
+
+
+def response_defaults(config: Config, listeners: Iterable[ListenerInfo]) -> ResponseDefaults:
+    """Fields that each response carries unless the application sends its own."""
+    http = config.http
+    fields = [(b"server", b"asgiri")] if http.server_header else []
+    ports = sorted({listener.port for listener in listeners if listener.kind == "udp"})
+    if ports and http.alt_svc:
+        age = int(http.alt_svc_max_age)
+        services = ", ".join(f'h3=":{port}"; ma={age}' for port in ports)
+        fields.append((b"alt-svc", services.encode("ascii")))
+    for header in http.headers:
+        name, _, value = header.partition(":")
+        fields.append((name.lower().encode("ascii"), value.strip().encode("ascii")))
+    defaults = ResponseDefaults(fields, date=http.date_header)
+    defaults.set_date(time.time())
+    return defaults

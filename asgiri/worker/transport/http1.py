@@ -1,0 +1,194 @@
+"""HTTP/1.1 and 1.0 over TCP: reads and writes at once, holds the peer back by not reading, and
+waits for it only so long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from asgiri.worker.asgi.request import HttpRequest
+from asgiri.worker.asgi.scope import ConnectionScope
+from asgiri.worker.protocol.events import PeerViolation, RequestReceived
+from asgiri.worker.protocol.http1 import Http1Connection, Http1Phase
+from asgiri.worker.transport.connection import Stage, TcpConnection
+from asgiri.worker.transport.deadlines import NEVER
+from asgiri.worker.transport.flow import ReceiveBacklog
+from asgiri.worker.transport.services import WorkerServices
+
+DRAIN_GRACE: Final = 1.0
+"""How long ago a keep-alive connection may have been used to be kept when the worker drains: its
+client probably sends another request, which is answered with `connection: close`. Closing under it
+would make that request fail.
+"""
+
+WAITING: Final = Http1Phase.WAITING
+HEAD: Final = Http1Phase.HEAD
+BODY: Final = Http1Phase.BODY
+
+
+class Http1Session(TcpConnection):
+    """One connection. The deadline follows the engine's phase."""
+
+    __slots__ = (
+        "_armed_phase",
+        "_backlog",
+        "_drain_due",
+        "_http1",
+        "_reading_paused",
+        "_request_open",
+    )
+
+    def __init__(
+        self,
+        services: WorkerServices,
+        engine: Http1Connection,
+        scopes: ConnectionScope,
+        transport: asyncio.Transport,
+        closed: Callable[[], None],
+        *,
+        head_deadline: float,
+    ) -> None:
+        """`head_deadline`: when the first head must be complete; it counts from accept."""
+        super().__init__(services, engine, scopes, transport, closed)
+        self._http1 = engine
+        self._backlog = ReceiveBacklog(services.config.flow)
+        self._reading_paused = False
+        self._armed_phase = HEAD
+        """What `deadline` waits for the end of."""
+        self.deadline = head_deadline
+        self._request_open = False
+        """The peer has more to send of what we shall not read."""
+        self._drain_due = services.draining
+        """The engine is to be told with the next request; told while it waits, it would end."""
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        if self._stage is Stage.OPEN:
+            events = self._http1.receive_data(data)
+            if self._drain_due and self._http1.phase is not WAITING:
+                self._drain_due = False
+                self._http1.begin_drain()
+            self.handle_events(events)
+            self._flush()
+
+    def eof_received(self) -> bool:
+        """Keep the transport when the peer still waits for an answer; TLS cannot."""
+        if self._stage is not Stage.OPEN:
+            return False
+        self.handle_events(self._http1.receive_eof())
+        self._flush()
+        return self._stage is Stage.OPEN and not self._secure
+
+    # HttpSession
+
+    def _flush(self) -> None:
+        if self._stage is not Stage.OPEN:
+            return
+        buffers = self._http1.buffers_to_send()
+        if buffers:
+            if len(buffers) == 1:
+                self._transport.write(buffers[0])
+            else:
+                self._transport.writelines(buffers)
+        if not self._handling:
+            self._arm()
+
+    def _more_may_come(self) -> bool:
+        # An answer before the end of the request; or a request that the peer sent without waiting.
+        return self._request_open or self._has_unread_bytes()
+
+    def _begin_exchange(self, event: RequestReceived) -> None:
+        self._request_open = not event.ended
+        super()._begin_exchange(event)
+
+    def _body_received(self, stream_id: int, data: bytes, credit: int, *, ended: bool) -> None:
+        self._backlog.add(credit)
+        super()._body_received(stream_id, data, credit, ended=ended)
+
+    def _body_ended(self, stream_id: int) -> None:
+        self._request_open = False
+        super()._body_ended(stream_id)
+
+    def _violation(self, event: PeerViolation) -> None:
+        self._request_open = True
+        super()._violation(event)
+
+    def acknowledge(self, stream_id: int, credit: int) -> None:
+        self._backlog.take(credit)
+        if self._reading_paused:
+            self._update_reading()
+
+    def exchange_ended(self, stream_id: int) -> None:
+        # HttpSession's without the call of `release`, which has nothing to do in HTTP/1.1.
+        del self._exchanges[stream_id]
+        if self._gone:
+            self._forget_if_finished()
+
+    # Waiting
+
+    def _arm(self) -> None:
+        """The engine may be in another phase: wait for what comes next, and read only if there is
+        room.
+        """
+        phase = self._http1.phase
+        config = self._services.config.http1
+        if phase is WAITING:
+            self.deadline = self._services.now() + config.keep_alive
+        elif phase is not HEAD:
+            self.deadline = self._services.now() + self._write_timeout
+        elif self._armed_phase is not HEAD:
+            self.deadline = self._services.now() + config.header_timeout
+        self._armed_phase = phase
+        self._update_reading()
+
+    def _update_reading(self) -> None:
+        paused = self._backlog.is_full or self._http1.is_reading_paused
+        if paused is not self._reading_paused and self._stage is Stage.OPEN:
+            self._reading_paused = paused
+            if paused:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _timed_out(self, now: float) -> None:
+        phase = self._http1.phase
+        if phase is BODY:
+            since = self._body_awaited_since()
+            timeout = self._services.config.http1.body_timeout or NEVER
+            if since is None or since + timeout > now:
+                self.deadline = (now if since is None else since) + timeout
+                return
+        elif phase is WAITING:
+            if self._has_unread_bytes():
+                return  # a request has just come; the loop reads it before the next sweep
+        elif phase is not HEAD:
+            self.deadline = now + self._write_timeout
+            return
+        self.handle_events(self._http1.send_timeout())
+        self._flush()
+
+    def _body_awaited_since(self) -> float | None:
+        """Since when the application, or the engine that throws a rest away, waits for the peer."""
+        for exchange in self._exchanges.values():
+            if isinstance(exchange, HttpRequest):
+                return exchange.body_awaited_since
+        return self.deadline - self._write_timeout
+
+    # Drain
+
+    def begin_drain(self) -> None:
+        if self._http1.phase is not WAITING:
+            super().begin_drain()
+            return
+        # Not at once, and not in `finish_drain`: see DRAIN_GRACE.
+        self._drain_due = True
+        unused_for = self._services.config.http1.keep_alive - DRAIN_GRACE
+        soon = max(self._services.now(), self.deadline - unused_for)
+        self.deadline = min(self.deadline, soon)
+
+    def finish_drain(self) -> None:
+        self.handle_events(self._http1.finish_drain())
+        self._flush()

@@ -1,0 +1,271 @@
+"""Adopts the TCP connections that the master accepted, and gives each to the session of the version
+it speaks.
+
+Every descriptor that comes is counted twice: TCP_ADOPTED when it is taken, TCP_CLOSED when it is
+gone, whatever happens in between. The master dispatches by the difference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import Iterable
+from typing import Final, cast
+
+from asgiri.config import Http1Config
+from asgiri.ipc.messages import ListenerInfo
+from asgiri.ipc.scoreboard import Cell, Refusal
+from asgiri.worker.asgi.scope import Address, ConnectionScope
+from asgiri.worker.protocol.http1 import Http1Connection
+from asgiri.worker.protocol.http1_h11 import H11Parser
+from asgiri.worker.protocol.http1_head import FieldParser
+from asgiri.worker.protocol.http1_llhttp import LlhttpParser
+from asgiri.worker.protocol.sniff import Sniffed, sniff
+from asgiri.worker.transport.connection import TcpConnection
+from asgiri.worker.transport.http1 import Http1Session
+from asgiri.worker.transport.services import WorkerServices
+from asgiri.worker.transport.tls import ServerTls
+
+logger = logging.getLogger("asgiri.worker")
+
+TLS_SHUTDOWN_TIMEOUT: Final = 10.0
+"""How long a peer may take for its close_notify, and for the last 64 KiB before it."""
+
+
+class TcpEndpoint:
+    """Owns every TCP connection of a worker until it is lost."""
+
+    def __init__(
+        self,
+        services: WorkerServices,
+        listeners: Iterable[ListenerInfo],
+        *,
+        tls: ServerTls | None,
+    ) -> None:
+        self.services: Final = services
+        self.tls = tls
+        """Replaced when certificates are reloaded; connections that are open keep theirs."""
+        self._http1_parser = make_http1_parser(services.config.http1)
+        self.unopened: Final[set[NewConnection]] = set()
+        """Adopted, but nothing has come that tells the version."""
+        self._listeners = {listener.index: listener for listener in listeners}
+        self._handshakes: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_empty(self) -> bool:
+        """No connection is on its way to a session. (Sessions are `WorkerServices.sessions`.)"""
+        return not self.unopened
+
+    def http1_engine(self) -> Http1Connection:
+        """Make the engine of one connection."""
+        services = self.services
+        return Http1Connection(
+            self._http1_parser, services.config.http1, services.requests.defaults
+        )
+
+    def adopt(self, listener_index: int, fd: int) -> None:
+        """Own a connection that the master accepted. Never raises for what the peer did."""
+        scoreboard = self.services.scoreboard
+        scoreboard.add(Cell.TCP_ADOPTED)
+        scoreboard.add(Cell.TCP_OPEN)
+        listener = self._listeners[listener_index]
+        connection = _socket_of(fd, listener)
+        try:
+            client, server = _addresses(connection, listener)
+        except OSError:
+            # The peer has reset it while it was on its way to us.
+            connection.close()
+            self.closed()
+            return
+        tls = self.tls if listener.tls and not listener.insecure else None
+        new = NewConnection(self, tls, client, server)
+        self.unopened.add(new)
+        services = self.services
+        # Eager: without TLS all but the last step happens here and now.
+        task = services.requests.application.start(self._open(new, connection))
+        if task is not None:
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _open(self, new: NewConnection, connection: socket.socket) -> None:
+        loop = self.services.loop
+        try:
+            if new.tls is None:
+                await loop.connect_accepted_socket(lambda: new, connection)
+            else:
+                await loop.connect_accepted_socket(
+                    lambda: new,
+                    connection,
+                    ssl=new.tls.context,
+                    ssl_handshake_timeout=self.services.config.tls.handshake_timeout,
+                    ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
+                )
+        except (OSError, EOFError) as error:
+            new.failed(error)
+            connection.close()
+
+    def closed(self) -> None:
+        """A connection is gone."""
+        scoreboard = self.services.scoreboard
+        scoreboard.add(Cell.TCP_CLOSED)
+        scoreboard.add(Cell.TCP_OPEN, -1)
+
+    def close_unopened(self) -> None:
+        """Drop the connections that have not said anything yet: the worker's patience is over."""
+        for new in list(self.unopened):
+            new.abort()
+
+
+class NewConnection(asyncio.Protocol):
+    """An adopted connection until its version is known: by ALPN after the TLS handshake, else by
+    the first bytes.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_buffer",
+        "_client",
+        "_endpoint",
+        "_server",
+        "_transport",
+        "deadline",
+        "tls",
+    )
+
+    def __init__(
+        self,
+        endpoint: TcpEndpoint,
+        tls: ServerTls | None,
+        client: Address | None,
+        server: Address | None,
+    ) -> None:
+        self._endpoint = endpoint
+        self.tls: Final = tls
+        self._client = client
+        self._server = server
+        self._buffer = b""
+        self._transport: asyncio.Transport | None = None
+        config = endpoint.services.config
+        self.deadline = endpoint.services.now() + config.http1.header_timeout
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are no subclasses of asyncio's.
+        transport = cast(asyncio.Transport, transport)
+        self._transport = transport
+        if self.tls is not None:
+            # The time that the handshake took has had its own limit.
+            services = self._endpoint.services
+            self.deadline = services.now() + services.config.http1.header_timeout
+            # "h2" (issue 3): an Http2Session begins here.
+            self._become_http1(transport)
+        else:
+            self._endpoint.services.deadlines.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        assert self._transport is not None
+        data = self._buffer + data
+        match sniff(data):
+            case Sniffed.NEED_MORE:
+                self._buffer = data
+                return
+            case Sniffed.HTTP2 if self._endpoint.services.config.http.http2:
+                # Prior knowledge of HTTP/2 (issue 3): an Http2Session begins here.
+                pass
+            case _:
+                pass
+        self._become_http1(self._transport).data_received(data)
+
+    def eof_received(self) -> bool:
+        if not self._buffer:
+            return False
+        assert self._transport is not None
+        session = self._become_http1(self._transport)
+        session.data_received(self._buffer)
+        return session.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        self._endpoint.closed()
+
+    # The deadline: nothing has come in time
+
+    def deadline_reached(self, now: float) -> None:
+        assert self._transport is not None
+        self._become_http1(self._transport).deadline_reached(now)
+
+    # For the endpoint
+
+    def failed(self, error: Exception) -> None:
+        """The TLS handshake failed: no transport was ever made."""
+        scoreboard = self._endpoint.services.scoreboard
+        scoreboard.add(Cell.TLS_HANDSHAKE_FAILURES)
+        if isinstance(error, ConnectionAbortedError):
+            # What asyncio and uvloop raise when `ssl_handshake_timeout` is over.
+            scoreboard.refuse(Refusal.TLS_HANDSHAKE_TIMEOUT)
+        elif isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
+            scoreboard.refuse(Refusal.PLAINTEXT_ON_TLS)
+        logger.debug("TLS handshake with %s failed: %s", self._client, error)
+        self._leave()
+        self._endpoint.closed()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # Internals
+
+    def _become_http1(self, transport: asyncio.Transport) -> Http1Session:
+        endpoint = self._endpoint
+        session = Http1Session(
+            endpoint.services,
+            endpoint.http1_engine(),
+            self._scopes(transport),
+            transport,
+            endpoint.closed,
+            head_deadline=self.deadline,
+        )
+        self._hand_over(transport, session)
+        return session
+
+    def _hand_over(self, transport: asyncio.Transport, session: TcpConnection) -> None:
+        transport.set_protocol(session)
+        self._leave()
+
+    def _scopes(self, transport: asyncio.Transport) -> ConnectionScope:
+        tls = None
+        if self.tls is not None:
+            tls = self.tls.extension(transport.get_extra_info("ssl_object"))
+        return self._endpoint.services.scopes.connection(
+            client=self._client, server=self._server, secure=tls is not None, tls=tls
+        )
+
+    def _leave(self) -> None:
+        self._endpoint.unopened.discard(self)
+        self._endpoint.services.deadlines.discard(self)
+
+
+def make_http1_parser(config: Http1Config) -> FieldParser:
+    """Return the parser that the configuration names; all connections share it."""
+    return H11Parser() if config.parser == "h11" else LlhttpParser()
+
+
+def _socket_of(fd: int, listener: ListenerInfo) -> socket.socket:
+    # All three given: otherwise Python asks the system for each of them.
+    if listener.kind == "unix":
+        return socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    family = socket.AF_INET6 if ":" in listener.host else socket.AF_INET
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
+
+
+def _addresses(
+    connection: socket.socket, listener: ListenerInfo
+) -> tuple[Address | None, Address | None]:
+    """Client and server as a scope has them. A peer on a Unix socket has no address."""
+    if listener.kind == "unix":
+        return None, (listener.path, None)
+    # IPv6: flow label and scope id have no place in a scope.
+    return connection.getpeername()[:2], connection.getsockname()[:2]
