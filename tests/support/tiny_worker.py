@@ -33,6 +33,7 @@ from asgiri.ipc.segment import Segment
 from asgiri.ipc.stream import StreamReader
 
 BEAT = 0.02
+IP_PKTINFO = 8 if sys.platform == "linux" else 26
 
 
 class TinyWorker:
@@ -106,7 +107,11 @@ class TinyWorker:
                 head = f"{self.hello.slot} {record.flags} {record.gso_size} "
                 local = "-" if peer.local_ip is None else peer.local_ip.hex()
                 text = f"{head}{local} {peer.listener} {len(record.payload)}"
-                self.udp[peer.listener].sendto(text.encode(), peer.address)
+                source = []
+                if peer.local_ip is not None and len(peer.local_ip) == 4:
+                    pktinfo = bytes(4) + peer.local_ip + bytes(4)
+                    source = [(socket.IPPROTO_IP, IP_PKTINFO, pktinfo)]
+                self.udp[peer.listener].sendmsg([text.encode()], source, 0, peer.address)
 
 
 def main() -> None:
