@@ -133,6 +133,9 @@ def _default_label(problem: ConfigError) -> str:
     return f"{problem.option} {problem.value}"
 
 
+SWITCHES: Final = tuple(declared for declared in all_options() if declared.base is bool)
+
+
 def offered_options() -> Iterator[DeclaredOption]:
     """List what can be given from outside of Python."""
     return (declared for declared in all_options() if not declared.option.pending)
@@ -227,8 +230,9 @@ def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config 
     if isinstance(context, int):
         return context
     _read_environment(environ, reading)
-    if context is not None:
-        _read_arguments(context, reading)
+    if context is None:  # nothing but the environment was understood
+        raise UsageProblems(reading.problems)
+    _read_arguments(context, reading)
     values = _fold_shorthands(reading)
     if reading.problems:
         _collect_further_problems(values, reading)
@@ -251,6 +255,11 @@ def _parse_arguments(arguments: list[str], reading: Reading) -> click.Context | 
             if len(rest) == len(arguments):  # a letter in the midst of others, such as -wx
                 return None
             arguments = rest
+        except click.BadOptionUsage as error:
+            switch = any(error.option_name in option.flags for option in SWITCHES)
+            needs = "takes no value" if switch else "needs a value"
+            reading.problems.append(f"{error.option_name}: {needs}")
+            return None
         except click.ClickException as error:
             reading.problems.append(error.format_message())
             return None
@@ -433,20 +442,31 @@ def _markdown_row(declared: DeclaredOption) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; returns its exit code."""
     _open_standard_streams()
+    words = sys.argv[1:] if arguments is None else arguments
     try:
-        config = read_config(sys.argv[1:] if arguments is None else arguments, os.environ)
-        return config if isinstance(config, int) else _serve(config)
+        config = read_config(words, os.environ)
+        return config if isinstance(config, int) else _serve(config, words)
     except UsageProblems as problems:
         return _fail(problems.lines, ExitCode.USAGE)
     except ConfigError as error:
-        return _fail([str(problem) for problem in error.problems()], ExitCode.USAGE)
+        lines = [f"{_default_label(problem)}: {problem.remedy}" for problem in error.problems()]
+        return _fail(lines, ExitCode.USAGE)
     except StartError as error:
         return _fail([str(error)], ExitCode.RUNTIME)
 
 
-def _serve(config: Config) -> int:
+def _serve(config: Config, words: Sequence[str]) -> int:
+    def reread() -> Config:
+        """Read everything anew for a reload: files may have changed, and `auto` may mean more."""
+        try:
+            fresh = read_config(words, os.environ)
+        except UsageProblems as problems:
+            raise StartError("; ".join(problems.lines)) from None
+        assert isinstance(fresh, Config)
+        return provide_certificates(fresh)
+
     logs.configure(config.log, "master")
-    return runtime.run(provide_certificates(config))
+    return runtime.run(provide_certificates(config), reread)
 
 
 def _fail(lines: Iterable[str], code: ExitCode) -> int:

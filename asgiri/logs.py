@@ -212,7 +212,8 @@ def configure(config: LogConfig, role: Role) -> None:
     _install(logging.getLogger("asgiri"), errors, config.level)
     if role == "admin" or not config.access_log:
         return
-    # The master writes no access log, but finds out at the start that its file cannot be opened.
+    # The master writes no access log, but finds out at the start what would keep workers from it.
+    compile_format(config.access_log_format)
     access = LineHandler(config.access_log_file, STANDARD_OUTPUT)
     access.setFormatter(logging.Formatter("%(message)s"))
     _install(access_logger, access, "info")
@@ -453,7 +454,7 @@ def compile_format(template: str) -> Callable[[Access], str]:
     for match in ATOM.finditer(template):
         literals.append(template[end : match.start()])
         end = match.end()
-        parts.append(_part(match["atom"]) if match["atom"] is not None else _percent)
+        parts.append(_percent if match["atom"] is None else _part(match["atom"], template))
     literals.append(template[end:])
     pattern = "%s".join(literal.replace("%", "%%") for literal in literals)
 
@@ -467,7 +468,7 @@ def _percent(_: Access) -> str:
     return "%"
 
 
-def _part(atom: str) -> Callable[[Access], str]:
+def _part(atom: str, template: str) -> Callable[[Access], str]:
     if atom in ATOMS:
         return ATOMS[atom]
     if match := re.fullmatch(r"\{(.+)\}([ioe])", atom):
@@ -479,7 +480,5 @@ def _part(atom: str) -> Callable[[Access], str]:
             return lambda access: access.response_field(field)
         value = _escape(os.environ.get(name, "-"))
         return lambda _: value
-    known = ", ".join(ATOMS)
-    raise ConfigError(
-        "log.access_log_format", f"%({atom})s", f"is no atom; there are {known}, {{name}}i, o and e"
-    )
+    remedy = f"%({atom})s is no atom; there are {', '.join(ATOMS)}, {{name}}i, {{name}}o, {{name}}e"
+    raise ConfigError("log.access_log_format", template, remedy)

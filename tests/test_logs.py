@@ -456,8 +456,13 @@ def test_text_around_atoms_is_kept_also_percent_signs():
 
 
 def test_an_unknown_atom_is_refused_with_those_there_are():
-    with pytest.raises(ConfigError, match=r"%\(x\)s: is no atom; there are h, l, u, t, r"):
-        compile_format("%(x)s")
+    with pytest.raises(ConfigError, match=r"%\(x\)s is no atom; there are h, l, u, t, r"):
+        compile_format("%(h)s %(x)s")
+
+
+def test_a_wrong_access_log_format_stops_the_start(files):
+    with pytest.raises(ConfigError, match=r"log.access_log_format=%\(x\)s: "):
+        logs.configure(LogConfig(access_log_format="%(x)s", **files), "master")
 
 
 @given(st.binary(max_size=40), st.binary(max_size=40), st.binary(max_size=40))
