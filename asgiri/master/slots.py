@@ -1,6 +1,6 @@
-"""The life of one worker incarnation, as a table. Sans-IO.
+"""The life of one worker incarnation: a table of states, and its deadlines. Sans-IO.
 
-Called by the master only: `supervisor` advances the state with what it decides (an input that
+Called by the master's `supervisor` only: it advances the state with what it decides (an input that
 begins with TOLD or SPAWNED) and with what the worker or the kernel report.
 
 A pair that is absent from TRANSITIONS is a bug of ours, and raises. A worker's own reports are
@@ -9,11 +9,39 @@ what it says at the wrong moment must not end the master.
 """
 
 import enum
-from typing import Final
+import math
+from collections.abc import Callable
+from typing import Final, Protocol
 
 from asgiri.errors import LocalProtocolError
+from asgiri.master.actions import Action, Drain, Kill, KillSignal, Quit, Spawn
 
-__all__ = ["ALIVE", "TRANSITIONS", "SlotInput", "SlotState", "advance"]
+__all__ = [
+    "ALIVE",
+    "TRANSITIONS",
+    "Incarnation",
+    "SlotInput",
+    "SlotState",
+    "WorkerPolicy",
+    "advance",
+]
+
+DRAIN_GRACE: Final = 5.0
+"""Seconds beyond the drain's own deadline, at which a worker closes what is left by itself: for the
+application's shutdown."""
+EXIT_GRACE: Final = 5.0
+"""Seconds from a worker's word that it failed to its exit."""
+QUIT_GRACE: Final = 1.0
+"""Seconds to say goodbye, for a worker that may be importing and read no message at all."""
+ABORT_GRACE: Final = 2.0
+"""Seconds from SIGABRT to SIGKILL: all stacks are to be printed."""
+KILL_GRACE: Final = 10.0
+"""Seconds after SIGKILL until it is said that the kernel does not let go of a process."""
+RSS_SETTLES_AFTER: Final = 60.0
+"""Seconds of service before a worker's memory is held against it. Otherwise an application that
+begins above its limit would be replaced for ever."""
+LIFETIME_JITTER: Final = 0.1
+"""Share of the lifetime that is left to chance, so that workers are not all replaced at once."""
 
 
 class SlotState(enum.Enum):
@@ -110,3 +138,175 @@ def advance(state: SlotState, event: SlotInput) -> SlotState:
         return TRANSITIONS[state, event]
     except KeyError:
         raise LocalProtocolError(f"worker {event.value} while {state.value}") from None
+
+
+class WorkerPolicy(Protocol):
+    """What `config.WorkerConfig` says about the lives of workers."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def boot_timeout(self) -> float: ...
+    @property
+    def graceful_timeout(self) -> float: ...
+    @property
+    def timeout(self) -> float: ...
+    @property
+    def reload_surge(self) -> int: ...
+    @property
+    def max_requests(self) -> int: ...
+    @property
+    def max_requests_jitter(self) -> int: ...
+    @property
+    def max_worker_rss(self) -> int: ...
+    @property
+    def max_worker_lifetime(self) -> float: ...
+
+
+class Incarnation:
+    """One worker from spawn to reap: its state, and when we stop waiting for the next one."""
+
+    __slots__ = (
+        "_lifetime",
+        "_max_requests",
+        "_state",
+        "deadline",
+        "generation",
+        "policy",
+        "ready_at",
+        "recycle_reason",
+        "slot",
+        "worker_id",
+    )
+
+    def __init__(
+        self, order: Spawn, policy: WorkerPolicy, now: float, random: Callable[[], float]
+    ) -> None:
+        self.worker_id = order.worker_id
+        self.slot = order.slot
+        self.generation = order.generation
+        self.policy = policy
+        """Of its generation; a reload does not change it."""
+        self.ready_at = -math.inf
+        self.deadline = now + policy.boot_timeout
+        """When something has to be done about it; infinite while all is well."""
+        self.recycle_reason = ""
+        self._state = advance(SlotState.EMPTY, SlotInput.SPAWNED)
+        self._max_requests = policy.max_requests + int(random() * (policy.max_requests_jitter + 1))
+        self._lifetime = policy.max_worker_lifetime * (1.0 - random() * LIFETIME_JITTER)
+
+    # Questions
+
+    @property
+    def state(self) -> SlotState:
+        """Where it is."""
+        return self._state
+
+    @property
+    def is_booting(self) -> bool:
+        """True until it is ready, has failed, or was told to go."""
+        return self._state is SlotState.BOOTING
+
+    @property
+    def is_ready(self) -> bool:
+        """True while it may take connections."""
+        return self._state is SlotState.READY
+
+    @property
+    def is_running(self) -> bool:
+        """True while its event loop has to turn."""
+        return self._state in (SlotState.READY, SlotState.DRAINING)
+
+    @property
+    def was_killed(self) -> bool:
+        """True once it was sent a signal: how it ends is our doing."""
+        return self._state in (SlotState.ABORTING, SlotState.KILLED)
+
+    @property
+    def is_unkillable(self) -> bool:
+        """True for who did not die of SIGKILL, once its deadline is over."""
+        return self._state is SlotState.KILLED
+
+    @property
+    def overdue_text(self) -> str:
+        """Say what it did not do by its deadline."""
+        return _OVERDUE[self._state]
+
+    def has_served(self, seconds: float, now: float) -> bool:
+        """Tell whether it was ready so long."""
+        return now - self.ready_at >= seconds and self.ready_at > -math.inf
+
+    def find_recycle_reason(self, requests: int, rss: int, now: float) -> str:
+        """Say why it should be replaced; "" when it should not."""
+        policy = self.policy
+        if policy.max_requests > 0 and self._max_requests <= requests:
+            return f"{requests} requests"
+        if 0 < policy.max_worker_rss < rss and self.has_served(RSS_SETTLES_AFTER, now):
+            return f"{rss >> 20} MiB of memory"
+        if policy.max_worker_lifetime > 0 and self._lifetime <= now - self.ready_at:
+            return f"{now - self.ready_at:.0f} s of service"
+        return ""
+
+    # What it says
+
+    def reported(self, event: SlotInput, now: float) -> None:
+        """Take its word for what became of it."""
+        before, self._state = self._state, advance(self._state, event)
+        if self._state is before:
+            return
+        if self._state is SlotState.READY:
+            self.ready_at = now
+            self.deadline = math.inf
+        elif event is SlotInput.REPORTED_FAILED:
+            self.deadline = now + EXIT_GRACE
+        else:
+            # Drained: it may still be in the application's shutdown, for as long as a drain lasts.
+            longest = self.policy.graceful_timeout + DRAIN_GRACE
+            self.deadline = min(self.deadline, now + longest)
+
+    def ended(self) -> None:
+        """It was reaped, or never was."""
+        self._state = advance(self._state, SlotInput.EXITED)
+        self.deadline = math.inf
+
+    # What it is told
+
+    def release(self, now: float) -> list[Action]:
+        """Let it finish what it has, then go. Nothing is said to who is on its way already."""
+        if self._state is SlotState.BOOTING:
+            return self.quit(now)
+        if self._state is not SlotState.READY:
+            return []
+        self._state = advance(self._state, SlotInput.TOLD_TO_DRAIN)
+        self.deadline = now + self.policy.graceful_timeout + DRAIN_GRACE
+        return [Drain(self.worker_id, self.policy.graceful_timeout)]
+
+    def quit(self, now: float) -> list[Action]:
+        """Let it go without finishing anything."""
+        if self.was_killed:
+            return []
+        self._state = advance(self._state, SlotInput.TOLD_TO_QUIT)
+        self.deadline = min(self.deadline, now + QUIT_GRACE)
+        return [Quit(self.worker_id)]
+
+    def abort(self, now: float) -> list[Action]:
+        """Have it print its stacks and die. For one that runs or boots."""
+        self._state = advance(self._state, SlotInput.TOLD_TO_ABORT)
+        self.deadline = now + ABORT_GRACE
+        return [Kill(self.worker_id, KillSignal.ABORT)]
+
+    def kill(self, now: float) -> list[Action]:
+        """End it."""
+        self.deadline = now + KILL_GRACE
+        if self._state is SlotState.KILLED:
+            return []
+        self._state = advance(self._state, SlotInput.TOLD_TO_DIE)
+        return [Kill(self.worker_id, KillSignal.KILL)]
+
+
+_OVERDUE: Final = {
+    SlotState.DRAINING: "has not drained in time; killed",
+    SlotState.LEAVING: "has not exited in time; killed",
+    SlotState.ABORTING: "does not die of SIGABRT; killed",
+    SlotState.KILLED: "does not die of SIGKILL",
+}
