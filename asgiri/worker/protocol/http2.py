@@ -210,11 +210,11 @@ class Http2Connection:
     ) -> list[Event]:
         if (stream := self._writable(stream_id)) is None:
             return []
-        if head.status in _BODILESS:
-            stream.head_only = True
-        if not stream.head_only and head.content_length is not None:
+        bodiless = stream.head_only or head.status in _BODILESS
+        if not bodiless and head.content_length is not None:
             stream.length_left = take_from_length(head.content_length, len(body), ended=ended)
-        finished = ended and (stream.head_only or not body)
+        # Without a body the head is the end, whatever the application still sends for one.
+        finished = bodiless or (ended and not body)
         fields = [_STATUS[head.status], *map(_protect, head.headers)]
         self._h2.send_headers(stream.id, fields, end_stream=finished)
         if finished:
@@ -588,7 +588,7 @@ class Http2Connection:
 
     def _enqueue(self, stream: _Stream, data: bytes, *, ended: bool) -> list[Event]:
         stream.ending = ended
-        if data and not stream.head_only:
+        if data:
             stream.queue.append(data)
             stream.queued += len(data)
         if stream.queue or ended:
