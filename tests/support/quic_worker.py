@@ -61,16 +61,31 @@ class QuicWorker:
             requests=RequestEnvironment(
                 application=application,
                 defaults=ResponseDefaults([(b"server", b"asgiri")], date=False),
-        counters=Counters(self.scoreboard), loop=loop, now=time.monotonic, ),
-        scopes=ScopeBuilder(root_path="", state={}), scoreboard=self.scoreboard,
-        deadlines=Deadlines(loop, time.monotonic, period=deadline_period), ) self.socket =
-        _bound(host, wildcard=wildcard) self.host = host self.port = self.socket.getsockname()[1]
-        self.secrets = QuicSecrets.derive(os.urandom(32)) self.retry_tokens =
-        RetryTokens(self.secrets.token_key, random=os.urandom) self.writer, reader = _ring() if ring
-        else _stream() self.endpoint = QuicEndpoint( self.services, reader=reader, sockets={0:
-        self.socket.dup()}, secrets=self.secrets, worker_id=WORKER_ID, tls=tls, ) self.answer:
-        Callable[[bytes, tuple[Any, ...]], bytes | None] = lambda _datagram, _address: None """What
-        the master sends back itself: a Retry, say. The worker does not see that datagram."""
+                counters=Counters(self.scoreboard),
+                loop=loop,
+                now=time.monotonic,
+            ),
+            scopes=ScopeBuilder(root_path="", state={}),
+            scoreboard=self.scoreboard,
+            deadlines=Deadlines(loop, time.monotonic, period=deadline_period),
+        )
+        self.socket = _bound(host, wildcard=wildcard)
+        self.host = host
+        self.port = self.socket.getsockname()[1]
+        self.secrets = QuicSecrets.derive(os.urandom(32))
+        self.retry_tokens = RetryTokens(self.secrets.token_key, random=os.urandom)
+        self.writer, reader = _ring() if ring else _stream()
+        self.endpoint = QuicEndpoint(
+            self.services,
+            reader=reader,
+            sockets={0: self.socket.dup()},
+            secrets=self.secrets,
+            worker_id=WORKER_ID,
+            tls=tls,
+        )
+        self.answer: Callable[[bytes, tuple[Any, ...]], bytes | None] = _answer_nothing
+        """What the master sends back itself: a Retry, say. The worker does not see that datagram.
+        """
         self.datagrams = 0
         self._wildcard = wildcard
         self._peers = PeerTable()
@@ -138,11 +153,17 @@ def _bound(host: str, *, wildcard: bool) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
     if wildcard:
-        # 8 and 49: names that Python learns in 3.14 (IP_PKTINFO) or has (IPV6_RECVPKTINFO). level,
-        option = (socket.IPPROTO_IP, 8) if family == socket.AF_INET else (socket.IPPROTO_IPV6, 49)
-        bound.setsockopt(level, option, 1) wildcards = {socket.AF_INET: "0.0.0.0", socket.AF_INET6:
-        "::"} bound.bind((wildcards[family] if wildcard else host, 0)) bound.setblocking(False)
-        return bound
+        # Names that Python learns in 3.14 (IP_PKTINFO), or has (IPV6_RECVPKTINFO).
+        level, option = (0, 8) if family == socket.AF_INET else (socket.IPPROTO_IPV6, 49)
+        bound.setsockopt(level, option, 1)
+    wildcards = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+    bound.bind((wildcards[family] if wildcard else host, 0))
+    bound.setblocking(False)
+    return bound
+
+
+def _answer_nothing(_datagram: bytes, _address: tuple[Any, ...]) -> None:
+    return None
 
 
 def _local_address(ancillary: list[tuple[int, int, bytes]]) -> LocalAddress | None:
