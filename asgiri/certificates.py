@@ -25,12 +25,20 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from asgiri.config import Config
+from asgiri.config import Config, TlsConfig
 from asgiri.errors import StartError
 
-__all__ = ["SelfSigned", "cache_directory", "check_pair", "provide_certificates", "self_signed"]
+__all__ = [
+    "SelfSigned",
+    "cache_directory",
+    "check_pair",
+    "private_key_der",
+    "provide_certificates",
+    "self_signed",
+]
 
 logger = logging.getLogger("asgiri.master")
 
@@ -286,6 +294,20 @@ def _load_chain(certfile: str) -> list[x509.Certificate]:
 
 
 def _load_public_key(keyfile: str, password: str) -> bytes:
+    return _spki(_load_private_key(keyfile, password).public_key())
+
+
+def private_key_der(tls: TlsConfig) -> bytes:
+    """Return the first private key without its password: what other secrets may be derived from."""
+    keyfile = (tls.keyfile or tls.certfile)[0]
+    return _load_private_key(keyfile, tls.keyfile_password).private_bytes(
+        serialization.Encoding.DER,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+
+
+def _load_private_key(keyfile: str, password: str) -> PrivateKeyTypes:
     block = KEY_BLOCK.search(_read(keyfile, "--keyfile"))
     if block is None:
         raise StartError(f"{keyfile}: holds no private key in PEM form; name it by --keyfile")
@@ -296,11 +318,10 @@ def _load_public_key(keyfile: str, password: str) -> bytes:
     try:
         # A password for a key that needs none is no mistake: OpenSSL ignores it, too.
         secret = password.encode() if encrypted else None
-        key = serialization.load_pem_private_key(pem, secret)
+        return serialization.load_pem_private_key(pem, secret)
     except (ValueError, TypeError, UnsupportedAlgorithm):
         reason = "the password does not open it" if encrypted else "the private key is damaged"
         raise StartError(f"{keyfile}: {reason}; check --keyfile-password and the file") from None
-    return _spki(key.public_key())
 
 
 def _spki(public_key: object) -> bytes:
