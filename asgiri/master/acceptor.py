@@ -136,7 +136,8 @@ class Acceptor:
             self._spare_fd = -1
 
     def _wake(self) -> None:
-        if self._resting and not (self._pause is not None and self._pause.pending):
+        paused = self._pause is not None and self._pause.pending
+        if self._resting and self._listeners and not paused:
             self._resting = False
             for listener in self._listeners:
                 self._loop.watch_readable(listener.fileno(), _Accept(self, listener))

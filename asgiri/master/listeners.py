@@ -142,6 +142,29 @@ class Listeners:
                 "UDP buffers are too small for bursts of QUIC datagrams: sysctl -w %s", remedy
             )
 
+    def close_streams(self) -> None:
+        """Close those that accept connections; QUIC goes on for the connections that are open."""
+        for listener in self.streams:
+            listener.close()
+
+    def describe(self, *, tls: bool, versions: Sequence[str]) -> str:
+        """Say where to reach the server, grouped by what is spoken there."""
+        udp = {(listener.host, listener.port) for listener in self.datagrams}
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for listener in self.streams:
+            address = (listener.host, listener.port)
+            spoken = (*versions, "h3") if address in udp else tuple(versions)
+            udp.discard(address)
+            scheme = "https" if tls and not listener.insecure else "http"
+            shown = str(listener) if listener.kind == "unix" else f"{scheme}://{listener}"
+            groups.setdefault(spoken, []).append(shown)
+        for listener in self.datagrams:
+            if (listener.host, listener.port) in udp:
+                groups.setdefault(("h3",), []).append(f"https://{listener}")
+        return ", ".join(
+            f"{', '.join(addresses)} ({', '.join(spoken)})" for spoken, addresses in groups.items()
+        )
+
     def _add(self, listener: Listener) -> None:
         if len(self._all) >= MAX_LISTENERS:
             listener.close()

@@ -88,6 +88,7 @@ class WorkerOrder:
     """None without HTTP/3."""
     listeners: Sequence[ListenerInfo]
     udp_fds: Sequence[int]
+    module: str = WORKER_MODULE
 
 
 class _Records:
@@ -264,13 +265,7 @@ class WorkerHandle:
             self.pidfd = -1
 
 
-def spawn(
-    identity: WorkerIdentity,
-    order: WorkerOrder,
-    *,
-    selftest: bool,
-    module: str = WORKER_MODULE,
-) -> WorkerHandle:
+def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> WorkerHandle:
     """Start a worker and say hello. Raises OSError or StartError and leaves nothing behind."""
     with contextlib.ExitStack() as undo:
         records = _Records(order.ring, wanted=order.secrets is not None)
@@ -281,7 +276,7 @@ def spawn(
         control, worker_control = ControlChannel.pair()
         undo.callback(control.close)
         with contextlib.closing(worker_control):
-            process = _start_process(module, worker_control.fileno())
+            process = _start_process(order.module, worker_control.fileno())
         undo.callback(process.wait)
         undo.callback(process.kill)
         hello = Hello(

@@ -144,6 +144,7 @@ def test_nothing_is_accepted_before_start_and_the_backlog_is_served_then(scene):
     scene.listen()
     scene.hire()
     clients = scene.connect(5)
+    scene.acceptor.serve_queue()  # as each switch of generations does
     scene.loop.turn(0)
     assert scene.statistics().accepted == 0
     scene.acceptor.start(scene.listeners)

@@ -36,7 +36,7 @@ IDENTITY = WorkerIdentity(worker_id=4711, slot=3, generation=2)
 def order(behaviour: str = "serve", **changes) -> WorkerOrder:
     values = {"ring": RingConfig(), "secrets": None, "listeners": (), "udp_fds": (), **changes}
     config = {"behaviour": behaviour, "ring_size": values["ring"].size}
-    return WorkerOrder(config=config, **values)
+    return WorkerOrder(config=config, module="tests.support.tiny_worker", **values)
 
 
 @pytest.fixture
@@ -45,12 +45,7 @@ def start():
     handles: list[WorkerHandle] = []
 
     def start_worker(behaviour: str = "serve", **changes) -> WorkerHandle:
-        worker = spawn(
-            IDENTITY,
-            order(behaviour, **changes),
-            selftest=False,
-            module="tests.support.tiny_worker",
-        )
+        worker = spawn(IDENTITY, order(behaviour, **changes), selftest=False)
         handles.append(worker)
         return worker
 

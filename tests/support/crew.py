@@ -41,9 +41,8 @@ class Crew:
                 slot=number if slot is None else slot,
                 generation=1,
             ),
-            WorkerOrder(config=config, **values),
+            WorkerOrder(config=config, module="tests.support.tiny_worker", **values),
             selftest=False,
-            module="tests.support.tiny_worker",
         )
         self._all.append(worker)
         self.workers[worker.worker_id] = worker

@@ -1,6 +1,6 @@
 """A worker without protocols, for tests of the master: a real process that does as its hello says.
 
-Started by `processes.spawn(..., module="tests.support.tiny_worker")`. `hello.config["behaviour"]`:
+`WorkerOrder.module` names it. `hello.config["behaviour"]`:
 
     serve         report ready, answer each connection with its slot and worker_id, answer each
                   record by UDP, end on Drain or Quit

@@ -1,0 +1,313 @@
+"""The workers that exist: carry out what the supervisor decides, tell it what became of them.
+
+All that concerns one worker meets here: its process, its messages, its place in dispatcher and
+steering, its undelivered connections. Whatever concerns the server as a whole goes to the runtime.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from asgiri.errors import ChannelClosedError, StartError
+from asgiri.ipc import messages
+from asgiri.ipc.scoreboard import AssignmentCell, Cell, WorkerState
+from asgiri.master import actions
+from asgiri.master.acceptor import Acceptor
+from asgiri.master.actions import Action
+from asgiri.master.dispatcher import OBSERVE_INTERVAL, Dispatcher
+from asgiri.master.loop import EventLoop, Timer
+from asgiri.master.processes import WorkerHandle, WorkerIdentity, WorkerOrder, exit_text, spawn
+from asgiri.master.steering import Steering
+from asgiri.master.supervisor import Supervisor, Vitals
+
+logger = logging.getLogger("asgiri.master")
+
+SUPERVISE_EVERY: Final = 10
+"""Looks at the beats per look for hung workers and those due for recycling: twice a second."""
+CONTROL_LOST_GRACE: Final = 10.0
+"""Seconds that a worker may live on after it closed its control channel. It cannot be told to stop
+any more, so it is killed then."""
+ABANDON_PATIENCE: Final = 2.0
+"""Seconds to wait for a process that was sent SIGKILL."""
+
+_LEVELS: Final = {
+    actions.Level.INFO: logging.INFO,
+    actions.Level.WARNING: logging.WARNING,
+    actions.Level.ERROR: logging.ERROR,
+}
+
+
+class Fleet:
+    """Owns the worker handles. `outcome` gets every action that is not about one worker."""
+
+    def __init__(
+        self,
+        loop: EventLoop,
+        supervisor: Supervisor,
+        dispatcher: Dispatcher,
+        steering: Steering[WorkerHandle] | None,
+        outcome: Callable[[Action], None],
+    ) -> None:
+        self.workers: dict[int, WorkerHandle] = {}
+        self.acceptor = Acceptor(loop, dispatcher, self.workers)
+        self._loop = loop
+        self._supervisor = supervisor
+        self._dispatcher = dispatcher
+        self._steering = steering
+        self._outcome = outcome
+        self._orders: dict[int, WorkerOrder] = {}
+        self._actions: deque[Action] = deque()
+        self._deciding = False
+        self._tick: Timer | None = None
+        self._looks = 0
+        self._observe_timer = loop.call_later(OBSERVE_INTERVAL, self._observe)
+
+    # Deciding
+
+    def decide(self, decided: Sequence[Action]) -> None:
+        """Carry out actions in their order, then set the clock for the next ones."""
+        self._actions.extend(decided)
+        if self._deciding:
+            return  # what an action led to comes after those decided before it
+        self._deciding = True
+        try:
+            while self._actions:
+                self._carry_out(self._actions.popleft())
+        finally:
+            self._deciding = False
+        if self._tick is not None:
+            self._tick.cancel()
+        deadline = self._supervisor.next_deadline()
+        self._tick = None if deadline is None else self._loop.call_at(deadline, self._on_tick)
+
+    def _on_tick(self) -> None:
+        self.decide(self._supervisor.tick(time.monotonic()))
+
+    def _carry_out(self, action: Action) -> None:
+        match action:
+            case actions.Spawn():
+                self._spawn(action)
+            case actions.Switch(ready=ready):
+                self._switch(ready)
+            case actions.Drain(worker_id=worker_id, timeout=timeout):
+                self._aim(worker_id, WorkerState.DRAINING)
+                self._tell(worker_id, messages.Drain(timeout))
+            case actions.Quit(worker_id=worker_id):
+                self._aim(worker_id, WorkerState.DRAINED)
+                self._tell(worker_id, messages.Quit())
+            case actions.Kill(worker_id=worker_id, signal=kill):
+                if worker_id in self.workers:
+                    self.workers[worker_id].signal(signal.Signals[kill.value])
+            case actions.Report(level=level, text=text, worker_id=worker_id):
+                self._report(_LEVELS[level], text, worker_id)
+            case _:
+                self._outcome(action)
+
+    def order(self, generation: int, order: WorkerOrder) -> None:
+        """Say what the workers of a generation are started with; forget what is in no use."""
+        alive = {worker.generation for worker in self.workers.values()}
+        self._orders = {known: kept for known, kept in self._orders.items() if known in alive} | {
+            generation: order
+        }
+
+    def _spawn(self, action: actions.Spawn) -> None:
+        identity = WorkerIdentity(
+            worker_id=action.worker_id, slot=action.slot, generation=action.generation
+        )
+        try:
+            worker = spawn(identity, self._orders[action.generation], selftest=action.selftest)
+        except (OSError, StartError) as error:
+            reason = str(error)
+            self.decide(
+                self._supervisor.worker_spawn_failed(action.worker_id, reason, time.monotonic())
+            )
+            return
+        self.workers[worker.worker_id] = worker
+        self._dispatcher.add_worker(worker.worker_id, worker.slot, worker.scoreboard)
+        if self._steering is not None:
+            self._steering.add_worker(worker.worker_id, worker, worker)
+        self._loop.watch_readable(worker.control.fileno(), _Call(self._on_messages, worker))
+        if worker.pidfd >= 0:
+            self._loop.watch_readable(worker.pidfd, _Call(self._on_exit, worker))
+        logger.debug("%s: started", worker)
+
+    def _switch(self, ready: Sequence[int]) -> None:
+        self._dispatcher.set_ready(ready)
+        if self._steering is not None:
+            self._steering.set_ready(ready)
+        self.acceptor.serve_queue()
+
+    def _report(self, level: int, text: str, worker_id: int | None) -> None:
+        worker = None if worker_id is None else self.workers.get(worker_id)
+        if worker is None:
+            logger.log(level, "%s", text)
+        else:
+            logger.log(level, "%s: %s", worker, text)
+
+    # Talking to workers
+
+    def broadcast(self, message: messages.Message) -> None:
+        """Tell every worker."""
+        for worker_id in list(self.workers):
+            self._tell(worker_id, message)
+
+    def _aim(self, worker_id: int, state: WorkerState) -> None:
+        if worker_id in self.workers:
+            self.workers[worker_id].assignments.set(AssignmentCell.TARGET_STATE, state)
+
+    def _tell(self, worker_id: int, message: messages.Message) -> None:
+        worker = self.workers.get(worker_id)
+        if worker is None:
+            return
+        if not worker.send(message):
+            logger.error("%s: reads no messages; killed", worker)
+            worker.signal(signal.SIGKILL)
+        elif worker.unsent:
+            self._loop.watch_writable(worker.control.fileno(), _Call(self._on_writable, worker))
+
+    def _on_writable(self, worker: WorkerHandle) -> None:
+        worker.flush()
+        if not worker.unsent:
+            self._loop.unwatch_writable(worker.control.fileno())
+
+    def _on_messages(self, worker: WorkerHandle) -> None:
+        try:
+            for message in worker.receive():
+                self._take(worker, message)
+        except ChannelClosedError:
+            self._loop.unwatch(worker.control.fileno())
+            self._loop.call_later(CONTROL_LOST_GRACE, _Call(self._on_control_lost, worker))
+
+    def _on_control_lost(self, worker: WorkerHandle) -> None:
+        if self.workers.get(worker.worker_id) is worker:
+            logger.error("%s: closed its control channel and lives on; killed", worker)
+            worker.signal(signal.SIGKILL)
+
+    def _take(self, worker: WorkerHandle, message: messages.Message) -> None:
+        now = time.monotonic()
+        worker_id = worker.worker_id
+        match message:
+            case messages.Ready():
+                logger.info("%s: ready", worker)
+                self.decide(self._supervisor.worker_ready(worker_id, now))
+            case messages.Failed(stage=stage, summary=summary, traceback=traceback):
+                if traceback:
+                    logger.error("%s: %s\n%s", worker, summary, traceback.rstrip())
+                self.decide(self._supervisor.worker_failed(worker_id, stage, summary, now))
+            case messages.Drained():
+                self.decide(self._supervisor.worker_drained(worker_id, now))
+            case messages.Warning(text=text):
+                logger.warning("%s: %s", worker, text)
+            case messages.Importing():
+                logger.debug("%s: imports the application", worker)
+            case _:
+                worker.rubbish += 1  # the master's own messages, echoed
+
+    # Exits
+
+    def _on_exit(self, worker: WorkerHandle) -> None:
+        status = worker.reap()
+        if status is None or self.workers.get(worker.worker_id) is not worker:
+            return
+        # What it said last, why it failed for example, is still in the channel.
+        self._on_messages(worker)
+        self._loop.unwatch(worker.control.fileno())
+        if worker.pidfd >= 0:
+            self._loop.unwatch(worker.pidfd)
+        if worker.records is not None:
+            self._loop.unwatch(worker.records.fileno())
+        self._dispatcher.remove_worker(worker.worker_id)
+        if self._steering is not None:
+            self._steering.remove_worker(worker.worker_id)
+        recovered = self.acceptor.recover(worker)
+        if recovered:
+            logger.info("%s: %d connections it had not read go to others", worker, recovered)
+        logger.debug("%s: %s", worker, exit_text(status))
+        decided = self._supervisor.worker_exited(worker.worker_id, status, time.monotonic())
+        try:
+            self.decide(decided)
+        finally:
+            # Kept until here for the name in what is reported.
+            del self.workers[worker.worker_id]
+            worker.close()
+
+    def reap(self) -> None:
+        """Collect exits that no pidfd tells of. Called on SIGCHLD."""
+        for worker in list(self.workers.values()):
+            if worker.pidfd < 0:
+                self._on_exit(worker)
+        if os.getpid() == 1:
+            self._reap_strangers()
+
+    def _reap_strangers(self) -> None:
+        """Collect the orphans that a container's first process inherits."""
+        while True:
+            try:
+                peeked = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if peeked is None:
+                return
+            ours = [worker for worker in self.workers.values() if worker.pid == peeked.si_pid]
+            if ours:
+                # It would hide the others behind it.
+                self._on_exit(ours[0])
+            else:
+                os.waitpid(peeked.si_pid, 0)
+
+    # Watching
+
+    def _observe(self) -> None:
+        self._observe_timer = self._loop.call_later(OBSERVE_INTERVAL, self._observe)
+        now = time.monotonic()
+        self._dispatcher.observe(now)
+        for worker_id in self._dispatcher.take_back(now):
+            worker = self.workers[worker_id]
+            taken = self.acceptor.take_back(worker)
+            if taken:
+                logger.info("%s: stands still; %d connections go to others", worker, taken)
+        self._looks += 1
+        if self._looks % SUPERVISE_EVERY == 0:
+            vitals = {worker_id: _vitals(worker) for worker_id, worker in self.workers.items()}
+            self.decide(self._supervisor.observe(vitals, now))
+
+    def abandon(self) -> None:
+        """Kill whoever is left, after an error of our own. Nothing is finished."""
+        for worker in self.workers.values():
+            worker.signal(signal.SIGKILL)
+        for worker in self.workers.values():
+            # One that hangs in the kernel is left to it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.process.wait(ABANDON_PATIENCE)
+            worker.close()
+        self.workers.clear()
+
+
+class _Call:
+    """A callback about one worker."""
+
+    __slots__ = ("_callback", "_worker")
+
+    def __init__(self, callback: Callable[[WorkerHandle], None], worker: WorkerHandle) -> None:
+        self._callback = callback
+        self._worker = worker
+
+    def __call__(self) -> None:
+        self._callback(self._worker)
+
+
+def _vitals(worker: WorkerHandle) -> Vitals:
+    get = worker.scoreboard.get
+    return Vitals(
+        beat=get(Cell.BEAT_NS) * 1e-9,
+        requests=get(Cell.REQUESTS_HTTP1) + get(Cell.REQUESTS_HTTP2) + get(Cell.REQUESTS_HTTP3),
+        rss=get(Cell.RSS_BYTES),
+    )

@@ -1,0 +1,284 @@
+"""Wire the master together, start it, stop it. The only event loop of the master runs here.
+
+Order of the start: what can fail for reasons of the machine comes first (ports, pid file, user,
+secrets) and raises StartError while nothing runs yet. Then the first generation of workers is
+started. Connections wait in the kernel until all of it is ready; a first generation that fails
+ends the server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from asgiri import logs
+from asgiri.config import Config
+from asgiri.errors import ConfigError, ExitCode, StartError
+from asgiri.ipc.connection_id import ConnectionIdCodec, ConnectionIdMint
+from asgiri.ipc.messages import ReopenLogs
+from asgiri.ipc.records import PeerTable
+from asgiri.ipc.tokens import QuicSecrets, ResetTokens, RetryTokens
+from asgiri.master import actions
+from asgiri.master.actions import Action
+from asgiri.master.admission import RetryMode
+from asgiri.master.binding import UnixAccess
+from asgiri.master.dispatcher import BalancePolicy, Dispatcher
+from asgiri.master.fleet import Fleet
+from asgiri.master.identity import Account, PidFile, raise_file_limit, set_title
+from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
+from asgiri.master.loop import EventLoop
+from asgiri.master.processes import WorkerHandle, WorkerOrder
+from asgiri.master.quic_secrets import load_quic_secrets
+from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
+from asgiri.master.signals import SignalSource
+from asgiri.master.steering import Steering
+from asgiri.master.supervisor import Supervisor
+
+logger = logging.getLogger("asgiri.master")
+
+SIGNALS: Final = (
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGQUIT,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
+    signal.SIGCHLD,
+)
+LOAD_INTERVAL: Final = 10.0
+"""Seconds over which the master's own utilisation is taken."""
+LOAD_WARNING: Final = 0.7
+"""Share of one processor beyond which the master says that it is about to become the limit."""
+ERRORS_TOLERATED: Final = 10
+"""Errors of our own within ERRORS_WINDOW before the master gives up: a callback that fails once
+must not end every connection, one that always fails must not fill the disk."""
+ERRORS_WINDOW: Final = 60.0
+
+
+def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
+    """Serve until told to stop; return the exit status.
+
+    `config` names its certificates by now. `reread` reads the configuration anew, for SIGHUP; it
+    may raise ConfigError or StartError. Raises StartError when the server cannot start.
+    """
+    with contextlib.ExitStack() as cleanup:
+        return Master(config, reread or (lambda: config), cleanup).run()
+
+
+class Master:
+    """All parts of the master. `cleanup` gives everything back, in the reverse order."""
+
+    def __init__(
+        self, config: Config, reread: Callable[[], Config], cleanup: contextlib.ExitStack
+    ) -> None:
+        self._config = config
+        self._reread = reread
+        self._tls = config.speaks_tls
+        self._exit_code = int(ExitCode.RUNTIME)
+        self._loop = EventLoop()
+        cleanup.callback(self._loop.close)
+        self._signals = SignalSource(SIGNALS)
+        cleanup.callback(self._signals.close)
+        set_title(f"asgiri: master [{config.process.name or config.app.target}]")
+        raise_file_limit()
+        self._listeners = self._open_listeners(cleanup)
+        self._secrets = load_quic_secrets(config.http3, config.tls) if config.http.http3 else None
+        self._dispatcher = Dispatcher(
+            BalancePolicy(config.workers.balance_policy),
+            random=random.random,
+            hash_key=os.urandom(16) if self._secrets is None else self._secrets.reset_key,
+        )
+        steering = None if self._secrets is None else self._create_steering(self._secrets)
+        self._receivers = self._create_receivers(steering)
+        self._supervisor = Supervisor(
+            config.workers,
+            # A restarted server must not take its predecessor's connections for its own.
+            first_worker_id=random.SystemRandom().randrange(1, 1 << 31),
+            random=random.random,
+        )
+        self._fleet = Fleet(
+            self._loop, self._supervisor, self._dispatcher, steering, self._carry_out
+        )
+        cleanup.callback(self._fleet.acceptor.close)
+        cleanup.callback(self._fleet.abandon)
+
+    # Parts
+
+    def _open_listeners(self, cleanup: contextlib.ExitStack) -> Listeners:
+        process = self._config.process
+        account = Account.find(process.user, process.group)
+        mode = 0o666
+        if process.umask is not None:
+            os.umask(process.umask)
+            mode &= ~process.umask
+        listeners = open_listeners(
+            self._config.listen,
+            quic=self._config.http.http3,
+            inherited=inherited_sockets(os.environ, os.getpid()),
+            unix_access=UnixAccess(mode, None if account is None else (account.uid, account.gid)),
+        )
+        cleanup.callback(listeners.close)
+        if process.pid_file:
+            cleanup.callback(PidFile(Path(process.pid_file)).remove)
+        if account is not None:
+            account.become()
+        return listeners
+
+    def _create_steering(self, secrets: QuicSecrets) -> Steering[WorkerHandle]:
+        codec = ConnectionIdCodec(secrets.connection_id_key, server_id=secrets.server_id)
+        return Steering(
+            codec=codec,
+            mint=ConnectionIdMint(codec, 0, random=os.urandom),
+            reset_tokens=ResetTokens(secrets.reset_key),
+            retry_tokens=RetryTokens(secrets.token_key, random=os.urandom),
+            chooser=self._dispatcher,
+            random=os.urandom,
+            retry=RetryMode(self._config.http3.quic_retry),
+        )
+
+    def _create_receivers(self, steering: Steering[WorkerHandle] | None) -> list[Receiver]:
+        if steering is None:
+            return []
+        peers = PeerTable()
+        return [
+            Receiver(self._loop, listener, steering, peers)
+            for listener in self._listeners.datagrams
+        ]
+
+    def _order(self, config: Config) -> WorkerOrder:
+        return WorkerOrder(
+            config=config.to_json(),
+            ring=config.ring,
+            secrets=None if self._secrets is None else self._secrets.to_json(),
+            listeners=[listener.info(tls=self._tls) for listener in self._listeners],
+            udp_fds=[listener.fileno() for listener in self._listeners.datagrams],
+        )
+
+    # Running
+
+    def run(self) -> int:
+        """Start the first generation and serve until the supervisor says that all has stopped."""
+        self._loop.watch_readable(self._signals.fileno(), self._on_signals)
+        self._fleet.decide(self._supervisor.start(time.monotonic()))
+        failures: deque[float] = deque(maxlen=ERRORS_TOLERATED)
+        while True:
+            try:
+                self._loop.run()
+            except Exception:
+                # The top of this process. What was ready stays ready, so nothing is skipped.
+                logger.exception("error in the master; it goes on")
+                now = time.monotonic()
+                if len(failures) == ERRORS_TOLERATED and now - failures[0] < ERRORS_WINDOW:
+                    logger.critical("too many errors in the master; it stops")
+                    return int(ExitCode.RUNTIME)
+                failures.append(now)
+            else:
+                return self._exit_code
+
+    def _carry_out(self, action: Action) -> None:
+        """Carry out what concerns the server as a whole."""
+        match action:
+            case actions.GenerationBegun(generation=generation):
+                self._fleet.order(generation, self._order(self._config))
+            case actions.Started():
+                self._on_started()
+            case actions.ReloadEnded(generation=generation, failure=failure):
+                if failure:
+                    logger.error("reload failed, the old workers stay: %s", failure)
+                else:
+                    logger.info("reloaded: generation %d serves", generation)
+            case actions.StopListening():
+                self._fleet.acceptor.stop()
+                self._listeners.close_streams()
+            case actions.Stopped(exit_code=exit_code):
+                self._exit_code = exit_code
+                self._loop.stop()
+            case _:
+                raise AssertionError(f"nobody carries out {action}")
+
+    def _on_started(self) -> None:
+        http = self._config.http
+        versions = [name for name, on in (("http/1.1", http.http1), ("h2", http.http2)) if on]
+        count = self._config.workers.count
+        logger.info(
+            "listening on %s, %d %s",
+            self._listeners.describe(tls=self._tls, versions=versions),
+            count,
+            "worker" if count == 1 else "workers",
+        )
+        self._fleet.acceptor.start(self._listeners.streams)
+        for receiver in self._receivers:
+            receiver.start()
+        if self._receivers:
+            self._watch_kernel_drops(KernelDrops(self._receivers))
+        self._watch_load(time.monotonic(), self._loop.busy)
+
+    # Signals
+
+    def _on_signals(self) -> None:
+        for number in self._signals.take():
+            self._on_signal(number)
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        now = time.monotonic()
+        match number:
+            case signal.SIGTERM | signal.SIGINT:
+                self._fleet.decide(self._supervisor.stop(now))
+            case signal.SIGQUIT:
+                self._fleet.decide(self._supervisor.quit(now))
+            case signal.SIGHUP:
+                self._reload(now)
+            case signal.SIGTTIN:
+                self._fleet.decide(self._supervisor.scale(1, now))
+            case signal.SIGTTOU:
+                self._fleet.decide(self._supervisor.scale(-1, now))
+            case signal.SIGUSR1:
+                self._reopen_logs()
+            case signal.SIGCHLD:
+                self._fleet.reap()
+            case _:
+                logger.warning("%s has no meaning here; reload with SIGHUP", number.name)
+
+    def _reload(self, now: float) -> None:
+        try:
+            config = self._reread()
+        except (ConfigError, StartError) as error:
+            logger.error("reload refused, everything stays as it is: %s", error)
+            return
+        if config.listen != self._config.listen or config.http.http3 != self._config.http.http3:
+            logger.warning("addresses changed: they take effect with a restart, not by a reload")
+        self._config = config
+        self._fleet.decide(self._supervisor.reload(config.workers, now))
+
+    def _reopen_logs(self) -> None:
+        try:
+            logs.reopen()
+        except StartError as error:
+            logger.error("log files stay as they are: %s", error)
+        self._fleet.broadcast(ReopenLogs())
+
+    # Watching ourselves
+
+    def _watch_kernel_drops(self, drops: KernelDrops) -> None:
+        drops.poll()
+        self._loop.call_later(KERNEL_DROPS_INTERVAL, lambda: self._watch_kernel_drops(drops))
+
+    def _watch_load(self, since: float, busy_before: float) -> None:
+        now = time.monotonic()
+        busy = self._loop.busy
+        if now - since >= LOAD_INTERVAL and busy - busy_before > LOAD_WARNING * (now - since):
+            logger.warning(
+                "the master is busy for %d%% of the time: more workers will not serve more",
+                100 * (busy - busy_before) / (now - since),
+            )
+        self._loop.call_later(LOAD_INTERVAL, lambda: self._watch_load(now, busy))
