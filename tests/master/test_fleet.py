@@ -35,6 +35,9 @@ from asgiri.master.supervisor import Supervisor
 from tests.support.crew import PATIENCE, turn_until
 
 
+pytestmark = pytest.mark.slow
+
+
 class Scene:
     """A fleet and what it needs. `behaviours` says what the workers of each generation do."""
 
@@ -188,7 +191,6 @@ def test_killed_worker_is_replaced_and_its_unread_connections_served(make_scene,
     assert errors[0].startswith(f"worker[0] pid={pid} gen=1: was killed by SIGKILL; ")
 
 
-@pytest.mark.slow
 def test_connections_are_taken_back_from_a_stopped_worker_by_itself(make_scene):
     scene = make_scene()
     stopped, other = scene.run_until_started()
@@ -229,7 +231,6 @@ def test_a_worker_that_cannot_be_started_ends_the_start(make_scene, monkeypatch,
     assert scene.workers == []
 
 
-@pytest.mark.slow
 def test_a_worker_that_cannot_be_started_later_is_tried_again(make_scene, monkeypatch):
     scene = make_scene(count=1)
     (first,) = scene.run_until_started()
@@ -249,7 +250,6 @@ def test_a_worker_that_cannot_be_started_later_is_tried_again(make_scene, monkey
     assert len(calls) == 2
 
 
-@pytest.mark.slow
 def test_reload_switches_to_the_new_generation_and_the_old_drains(make_scene):
     scene = make_scene()
     old = [worker.pid for worker in scene.run_until_started()]
@@ -260,7 +260,6 @@ def test_reload_switches_to_the_new_generation_and_the_old_drains(make_scene):
     assert scene.answer(scene.connect())[1] in {worker.worker_id for worker in new}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("behaviour", ["fail", "exit"])
 def test_reload_that_fails_leaves_the_old_generation_untouched(make_scene, behaviour, caplog):
     scene = make_scene("serve", behaviour)
@@ -274,7 +273,6 @@ def test_reload_that_fails_leaves_the_old_generation_untouched(make_scene, behav
     assert len({scene.answer(scene.connect())[1] for _ in range(4)}) == 2
 
 
-@pytest.mark.slow
 def test_scaling_starts_and_drains_workers(make_scene):
     scene = make_scene(count=1)
     scene.run_until_started()
@@ -358,7 +356,6 @@ def test_without_pidfds_sigchld_does(make_scene, monkeypatch):
     turn_until(scene.loop, stopped)
 
 
-@pytest.mark.slow
 def test_a_hung_worker_is_aborted_and_replaced(make_scene, caplog):
     scene = make_scene(count=1, timeout=0.5)
     (worker,) = scene.run_until_started()
@@ -377,7 +374,6 @@ def can_unshare() -> bool:
         return False
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not can_unshare(), reason="takes unshare(1) and the right to use it")
 def test_as_pid_1_orphans_are_reaped_and_workers_not_lost():
     code = """
