@@ -34,7 +34,6 @@ from asgiri.master.processes import WorkerHandle, WorkerOrder
 from asgiri.master.supervisor import Supervisor
 from tests.support.crew import PATIENCE, turn_until
 
-
 pytestmark = pytest.mark.slow
 
 
