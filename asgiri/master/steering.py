@@ -77,7 +77,7 @@ Initial that nobody answers."""
 RESET_RATE: Final = 100.0
 """Stateless resets per second. A worker with 1,000 connections that dies is through in 10 s."""
 RESET_DESTINATIONS: Final = 512
-"""Addresses that got a reset within the last one to two seconds: at most two bursts of the rate."""
+"""Addresses that got a reset within the last one to two seconds; the rate lets in 300 at most."""
 RESET_DESTINATION_PAUSE: Final = 1.0
 SHORTEST_RESET_TRIGGER: Final = 43
 SHORTEST_RESET: Final = 22
@@ -176,6 +176,7 @@ class Steering(Generic[Destination]):
         chooser: WorkerChooser,
         random: Callable[[int], bytes],
         retry: RetryMode = RetryMode.AUTO,
+        map_capacity: int = MAP_CAPACITY,
     ) -> None:
         self.flags = 0
         """RecordFlag bits of the datagram steered last; valid when it got a destination."""
@@ -190,7 +191,7 @@ class Steering(Generic[Destination]):
         self._loads: dict[int, QuicLoad] = {}
         self._ready: frozenset[int] = frozenset()
         self._begun: SwappedTable[bytes, int] = SwappedTable(
-            capacity=MAP_CAPACITY, lifetime=MAP_LIFETIME
+            capacity=map_capacity, lifetime=MAP_LIFETIME
         )
         self._resets = TokenBucket(RESET_RATE)
         self._reset_destinations: SwappedTable[tuple[Any, ...], bool] = SwappedTable(
@@ -373,19 +374,16 @@ class Steering(Generic[Destination]):
             source_cid=source_cid,
             original_destination_cid=header.destination_cid,
             token=token,
-            random=self._random(1)[0],
+            random=source_cid[-1],  # ciphertext: as arbitrary as any
         )
 
     def _reset(self, datagram: bytes, address: tuple[Any, ...], now: float) -> bytes | DropReason:
         """Answer a short header whose worker is gone (RFC 9000 §10.3)."""
         if len(datagram) < SHORTEST_RESET_TRIGGER:
             return self._drop(DropReason.WORKER_GONE)
-        if (
-            self._reset_destinations.holds(address, now)
-            or not self._resets.take(now)
-            or not self._reset_destinations.put(address, True, now)
-        ):
+        if self._reset_destinations.holds(address, now) or not self._resets.take(now):
             return self._drop(DropReason.RESET_RATE)
+        self._reset_destinations.put(address, value=True, now=now)
         # Shorter than what it answers: ends that reset each other come to an end (§10.3.3).
         longest = min(len(datagram) - 1, LONGEST_RESET)
         random = self._random(1 + LONGEST_RESET)
