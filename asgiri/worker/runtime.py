@@ -312,7 +312,8 @@ class Worker:
 
     def terminated(self) -> None:
         """SIGTERM: the master is dead, or somebody wants this worker to go. Called in a handler."""
-        self._loop.call_soon_threadsafe(self._orphaned)
+        if not self._loop.is_closed():  # else this process is about to exit anyway
+            self._loop.call_soon_threadsafe(self._orphaned)
 
     def _orphaned(self) -> None:
         logger.warning("the master is gone, or SIGTERM: ending within %g s", ORPHAN_DRAIN)
