@@ -55,8 +55,14 @@ NOT_IN_TRAILERS: Final = CONNECTION_SPECIFIC | frozenset(
 modifiers, response controls, or content format". A list, because no registry marks them."""
 
 
+# What nearly all of them are; a third of the time of the whole grammar.
+_PLAIN_AUTHORITY: Final = re.compile(rb"[0-9A-Za-z.\-]+:[0-9]+|[0-9A-Za-z.\-]+")
+
+
 def authority_is_valid(value: bytes, *, needs_host: bool = True, needs_port: bool = False) -> bool:
     """Check `uri-host [ ":" port ]`. A Host field may be empty (RFC 9110 §7.2): `needs_host`."""
+    if not needs_port and _PLAIN_AUTHORITY.fullmatch(value):
+        return True
     match = _AUTHORITY.fullmatch(value)
     if match is None or (needs_port and not match["port"]):
         return False
@@ -86,6 +92,7 @@ class ResponseDefaults:
         self._fixed = [*fields]
         self._with_date = date
         self.fields: Headers = [*fields]
+        self.names = frozenset((*dict(fields), b"date") if date else dict(fields))
 
     def set_date(self, unix_time: float) -> None:
         """Renew the date. To be called before the first response and when the second changes."""
@@ -140,6 +147,7 @@ def response_head(
     fields: Headers = []
     length: int | None = None
     close = False
+    replaced: list[bytes] = []
     try:
         for name, value in headers:
             lower = _names.get(name) or _check_name(name)
@@ -151,20 +159,23 @@ def response_head(
                 else:
                     close = close or (lower == b"connection" and b"close" in list_members(value))
                     continue
+            elif lower in defaults.names:
+                replaced.append(lower)
             fields.append((lower, value.strip(b" \t")))
     except (TypeError, ValueError) as error:
         raise AppError(f"'headers' must be pairs of bytes: {error}") from None
     # All values in one pass of C: 0.3 us, where a regex on each takes 0.2 us per field.
     if b"".join([value for _, value in fields]).translate(None, VALUE_BYTES):
         _refuse_value(fields)
-    if status == 204 and length is not None:
-        # RFC 9110 §8.6: "MUST NOT send a Content-Length header field in any response with ... 204"
+    if length is not None and status in (204, 205):
+        # RFC 9110 §8.6: "MUST NOT send a Content-Length header field in any response with ... 204";
+        # §15.3.6: no content with 205, whatever the application announced.
         fields = [field for field in fields if field[0] != b"content-length"]
         length = None
-    sent = dict(fields)
-    for field in defaults.fields:
-        if field[0] not in sent:
-            fields.append(field)
+    if replaced:
+        fields += [field for field in defaults.fields if field[0] not in replaced]
+    else:
+        fields += defaults.fields
     return ResponseHead(int(status), fields, length, close)
 
 

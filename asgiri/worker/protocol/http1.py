@@ -134,7 +134,7 @@ class Http1Connection:
     def __init__(
         self, parser: FieldParser, config: Http1Config, defaults: ResponseDefaults
     ) -> None:
-        """Begin a connection. One `parser` serves a worker; `defaults` are for answers made here."""
+        """Begin a connection. One `parser` serves a worker; `defaults`: for answers made here."""
         self._parser = parser
         self._config = config
         self._defaults = defaults

@@ -197,29 +197,46 @@ class FieldSection:
         for name, value in headers:
             if name in _TELLING:
                 telling.setdefault(name, []).append(value)
-        self.has_host = _check_host(telling.get(b"host"))
-        self.chunked = _read_transfer_encoding(telling.get(b"transfer-encoding"))
-        self.content_length = _read_content_length(telling.get(b"content-length"))
-        if self.chunked and b"content-length" in telling:
-            raise _bad_framing("Transfer-Encoding and Content-Length")
+        self.has_host = _check_host(telling.pop(b"host", None))
+        self.chunked = False
+        self.content_length = 0
+        self.has_body = False
+        self.closes = False
+        self.keeps_alive = False
+        self.expects_continue = False
+        self.upgrades: list[bytes] = []
+        self.websocket_key: list[bytes] = []
+        self.websocket_version: list[bytes] = []
+        self.h2c_settings: bytes | None = None
+        if telling:
+            self._read(telling)
+
+    def _read(self, telling: dict[bytes, list[bytes]]) -> None:
+        """Read what more than Host is told, in most requests nothing."""
+        if b"transfer-encoding" in telling:
+            self.chunked = _read_transfer_encoding(telling[b"transfer-encoding"])
+        if b"content-length" in telling:
+            self.content_length = _read_content_length(telling[b"content-length"])
+            if self.chunked:
+                raise _bad_framing("Transfer-Encoding and Content-Length")
         self.has_body = self.chunked or self.content_length > 0
-        options = _members(telling.get(b"connection"))
+        options = _members(telling, b"connection")
         self.closes = b"close" in options
         self.keeps_alive = b"keep-alive" in options and not self.closes
-        self.expects_continue = b"100-continue" in _members(telling.get(b"expect"))
-        # RFC 9110 §7.8: an Upgrade that Connection does not name was meant for somebody before us.
-        self.upgrades = _members(telling.get(b"upgrade")) if b"upgrade" in options else ()
+        self.expects_continue = b"100-continue" in _members(telling, b"expect")
+        if b"upgrade" in options:
+            # RFC 9110 §7.8: one that Connection does not name was meant for somebody before us.
+            self.upgrades = _members(telling, b"upgrade")
         self.websocket_key = telling.get(b"sec-websocket-key", [])
         self.websocket_version = telling.get(b"sec-websocket-version", [])
         settings = telling.get(b"http2-settings", [])
         may_be_h2c = b"h2c" in self.upgrades and b"http2-settings" in options and not self.has_body
-        self.h2c_settings = settings[0] if may_be_h2c and len(settings) == 1 else None
+        if may_be_h2c and len(settings) == 1:
+            self.h2c_settings = settings[0]
 
 
-def _members(values: list[bytes] | None) -> list[bytes] | tuple[()]:
-    if values is None:
-        return ()
-    return list_members(values[0]) if len(values) == 1 else list_members(b",".join(values))
+def _members(telling: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
+    return list_members(b",".join(telling[name])) if name in telling else []
 
 
 def _check_host(values: list[bytes] | None) -> bool:
@@ -231,9 +248,7 @@ def _check_host(values: list[bytes] | None) -> bool:
     return True
 
 
-def _read_content_length(values: list[bytes] | None) -> int:
-    if values is None:
-        return 0
+def _read_content_length(values: list[bytes]) -> int:
     length = parse_content_length(values[0])
     if length is None or len(values) > 1:
         # Also when all say the same: RFC 9110 §8.6 leaves the choice, and others choose otherwise.
@@ -241,10 +256,8 @@ def _read_content_length(values: list[bytes] | None) -> int:
     return length
 
 
-def _read_transfer_encoding(values: list[bytes] | None) -> bool:
+def _read_transfer_encoding(values: list[bytes]) -> bool:
     """RFC 9112 §6.1, §6.3: chunked, once and last, or the end of the message is a guess."""
-    if values is None:
-        return False
     if len(values) == 1 and values[0].lower() == b"chunked":
         return True
     codings = list_members(b",".join(values))
