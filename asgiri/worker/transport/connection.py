@@ -79,9 +79,12 @@ class TcpConnection(HttpSession, asyncio.Protocol):
         # sends.
         self._write_timeout = services.config.http1.body_timeout or NEVER
         self.deadline = NEVER
-        flow = services.config.flow
-        transport.set_write_buffer_limits(flow.high_water, flow.low_water)
+        self._set_write_marks()
         services.deadlines.add(self)
+
+    def _set_write_marks(self) -> None:
+        flow = self._services.config.flow
+        self._transport.set_write_buffer_limits(flow.high_water, flow.low_water)
 
     # asyncio.Protocol; pause_writing and resume_writing are HttpSession's
 

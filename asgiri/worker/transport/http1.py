@@ -93,6 +93,9 @@ class Http1Session(TcpConnection):
                 self._transport.write(buffers[0])
             else:
                 self._transport.writelines(buffers)
+                # asyncio's writelines (3.12 to 3.13) does not look whether the buffer is above its
+                # mark; this does.
+                self._set_write_marks()
         if not self._handling:
             self._arm()
 

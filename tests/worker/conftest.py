@@ -1,0 +1,25 @@
+"""Settings for the tests of workers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from collections.abc import Callable, Mapping
+
+import pytest
+
+
+@pytest.hookimpl
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Modules with ON_BOTH_EVENT_LOOPS run twice: transports of uvloop and asyncio differ in much."""
+    factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+        "asyncio": asyncio.new_event_loop
+    }
+    module = getattr(item, "module", None)
+    if getattr(module, "ON_BOTH_EVENT_LOOPS", False) and importlib.util.find_spec("uvloop"):
+        import uvloop
+
+        factories["uvloop"] = uvloop.new_event_loop
+    return factories
