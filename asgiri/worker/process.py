@@ -18,7 +18,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
-HARD_STOP: Final = 10
+HARD_STOP: Final = 6
 """Seconds from the death of the master (or SIGTERM) to the end of a worker that will not end by
 itself.
 """

@@ -316,6 +316,8 @@ class Worker:
             self._loop.call_soon_threadsafe(self._orphaned)
 
     def _orphaned(self) -> None:
+        if self._ending.done():
+            return  # the signal, the channel and the heartbeat all say so
         logger.warning("the master is gone, or SIGTERM: ending within %g s", ORPHAN_DRAIN)
         self._loop.remove_reader(self._resources.connections.fileno())
         self._end(Drain(ORPHAN_DRAIN))
