@@ -285,9 +285,7 @@ class ListenConfig(Section):
     """Where to listen: HOST:PORT, [V6]:PORT, :PORT, unix:PATH or fd://N; may be repeated. The
     default is not reachable from outside, so that nothing is published by accident."""
 
-    insecure_bind: Annotated[
-        tuple[str, ...], Option("--insecure-bind", metavar="ADDRESS", pending=True)
-    ] = ()
+    insecure_bind: Annotated[tuple[str, ...], Option("--insecure-bind", metavar="ADDRESS")] = ()
     """Where to listen without TLS although the other addresses have it; may be repeated."""
 
     quic_bind: Annotated[tuple[str, ...], Option("--quic-bind", metavar="ADDRESS")] = ()
@@ -344,26 +342,20 @@ class TlsConfig(Section):
     """Speak TLS with a certificate made on the spot, for development. HTTP/3 without a
     certificate does the same."""
 
-    ca_certs: Annotated[
-        str, Option("--ca-certs", aliases="--ssl-ca-certs", metavar="PATH", pending=True)
-    ] = ""
+    ca_certs: Annotated[str, Option("--ca-certs", aliases="--ssl-ca-certs", metavar="PATH")] = ""
     """Authorities that sign client certificates, in PEM form."""
 
     cert_reqs: Annotated[
         Literal["none", "optional", "required"],
-        Option("--cert-reqs", aliases="--ssl-cert-reqs", parse=_parse_cert_reqs, pending=True),
+        Option("--cert-reqs", aliases="--ssl-cert-reqs", parse=_parse_cert_reqs),
     ] = "none"
     """Whether clients show a certificate."""
 
-    ciphers: Annotated[
-        str, Option("--ciphers", aliases="--ssl-ciphers", metavar="LIST", pending=True)
-    ] = ""
+    ciphers: Annotated[str, Option("--ciphers", aliases="--ssl-ciphers", metavar="LIST")] = ""
     """Ciphers of TLS 1.2, as OpenSSL writes them. The default is Python's: forward secrecy, no
     CBC."""
 
-    tls_min_version: Annotated[Literal["1.2", "1.3"], Option("--tls-min-version", pending=True)] = (
-        "1.2"
-    )
+    tls_min_version: Annotated[Literal["1.2", "1.3"], Option("--tls-min-version")] = "1.2"
     """Oldest TLS version that is spoken. RFC 8996 forbids what is older."""
 
     handshake_timeout: Annotated[
@@ -401,7 +393,7 @@ class HttpConfig(Section):
     """Speak HTTP/3 on the same port number over UDP, and TLS on TCP. Off by default because it
     needs a certificate and an open UDP port."""
 
-    h2c_upgrade: Annotated[bool | None, Option("--h2c-upgrade")] = None
+    h2c_upgrade: Annotated[bool | None, Option("--h2c-upgrade", pending=True)] = None
     """Let HTTP/1.1 clients upgrade to HTTP/2 in cleartext. The default allows it to the peers of
     --forwarded-allow-ips only: through a proxy that does not know the upgrade, anybody could send
     requests past it."""
@@ -433,6 +425,7 @@ class HttpConfig(Section):
             env="FORWARDED_ALLOW_IPS",
             metavar="NETWORKS",
             split_argument=True,
+            pending=True,
         ),
     ] = ("127.0.0.1", "::1")
     """Addresses or networks of the proxies to trust, or `*`. The default trusts what runs on the
@@ -537,7 +530,7 @@ class Http2Config(Section):
     SECTION: ClassVar[str] = "http2"
     TITLE: ClassVar[str] = "HTTP/2"
 
-    engine: Annotated[Literal["auto", "h2"], Option("--h2-engine")] = "auto"
+    engine: Annotated[Literal["auto", "h2"], Option("--h2-engine", pending=True)] = "auto"
     """Which library speaks HTTP/2."""
 
     max_concurrent_streams: Annotated[
@@ -590,7 +583,7 @@ class Http3Config(Section):
     SECTION: ClassVar[str] = "http3"
     TITLE: ClassVar[str] = "HTTP/3 and QUIC"
 
-    engine: Annotated[Literal["auto", "aioquic"], Option("--h3-engine")] = "auto"
+    engine: Annotated[Literal["auto", "aioquic"], Option("--h3-engine", pending=True)] = "auto"
     """Which library speaks HTTP/3."""
 
     quic_retry: Annotated[Literal["auto", "always", "never"], Option("--quic-retry")] = "auto"
@@ -689,7 +682,7 @@ class WebSocketConfig(Section):
     ping_timeout: Annotated[float, Option("--ws-ping-timeout", unit=Unit.SECONDS, minimum=0)] = 20.0
     """How long to wait for the answer before closing; 0 for ever."""
 
-    per_message_deflate: Annotated[bool, Option("--ws-per-message-deflate")] = True
+    per_message_deflate: Annotated[bool, Option("--ws-per-message-deflate", pending=True)] = True
     """Compress messages for clients that offer it."""
 
     max_queue: Annotated[int, Option("--ws-max-queue", minimum=1)] = 32
@@ -700,7 +693,7 @@ class WebSocketConfig(Section):
     ] = 10.0
     """How long to wait for the client's half of the closing handshake."""
 
-    drain: Annotated[Literal["close", "keep"], Option("--ws-drain", pending=True)] = "close"
+    drain: Annotated[Literal["close", "keep"], Option("--ws-drain")] = "close"
     """What a reload does with open WebSockets: close them with 1012, or keep them until the
     graceful timeout. Close: well-made clients come back at once, and to new code."""
 
@@ -775,7 +768,7 @@ class WorkerConfig(Section):
     Whoever waits behind it has given up by then. Well before, it gets no new work."""
 
     max_requests: Annotated[
-        int, Option("--max-requests", aliases="--limit-max-requests", minimum=0, pending=True)
+        int, Option("--max-requests", aliases="--limit-max-requests", minimum=0)
     ] = 0
     """Requests after which a worker is replaced; 0 for never."""
 
@@ -785,14 +778,11 @@ class WorkerConfig(Section):
             "--max-requests-jitter",
             aliases="--limit-max-requests-jitter",
             minimum=0,
-            pending=True,
         ),
     ] = 0
     """Up to so many requests more, by chance, so that workers are not all replaced at once."""
 
-    max_worker_rss: Annotated[
-        int, Option("--max-worker-rss", unit=Unit.BYTES, minimum=0, pending=True)
-    ] = 0
+    max_worker_rss: Annotated[int, Option("--max-worker-rss", unit=Unit.BYTES, minimum=0)] = 0
     """Memory beyond which a worker is replaced; 0 for never."""
 
     max_worker_lifetime: Annotated[
@@ -802,12 +792,11 @@ class WorkerConfig(Section):
             aliases="--workers-lifetime",
             unit=Unit.SECONDS,
             minimum=0,
-            pending=True,
         ),
     ] = 0.0
     """Age at which a worker is replaced; 0 for never."""
 
-    reload_surge: Annotated[int, Option("--reload-surge", minimum=0, pending=True)] = 0
+    reload_surge: Annotated[int, Option("--reload-surge", minimum=0)] = 0
     """Workers that a reload may start beyond their usual number at once; 0 for all. Fewer need
     less memory and more time."""
 
@@ -819,7 +808,7 @@ class WorkerConfig(Section):
 
     balance_policy: Annotated[
         Literal["least-loaded", "round-robin", "client-ip"],
-        Option("--balance-policy", pending=True),
+        Option("--balance-policy"),
     ] = "least-loaded"
     """Which worker gets the next connection."""
 
@@ -911,23 +900,21 @@ class ProcessConfig(Section):
     SECTION: ClassVar[str] = "process"
     TITLE: ClassVar[str] = "Processes"
 
-    pid_file: Annotated[
-        str, Option("--pid -p", aliases="--pidfile", metavar="PATH", pending=True)
-    ] = ""
+    pid_file: Annotated[str, Option("--pid -p", aliases="--pidfile", metavar="PATH")] = ""
     """File to write the master's process ID to."""
 
-    name: Annotated[str, Option("--name -n", aliases="--process-name", pending=True)] = ""
+    name: Annotated[str, Option("--name -n", aliases="--process-name")] = ""
     """Name in the process list instead of the application's."""
 
-    user: Annotated[str, Option("--user -u", pending=True)] = ""
+    user: Annotated[str, Option("--user -u")] = ""
     """User to become after the sockets are open."""
 
-    group: Annotated[str, Option("--group -g", pending=True)] = ""
+    group: Annotated[str, Option("--group -g")] = ""
     """Group to become after the sockets are open."""
 
     umask: Annotated[
         int | None,
-        Option("--umask -m", metavar="OCTAL", parse=_parse_octal, maximum=0o777, pending=True),
+        Option("--umask -m", metavar="OCTAL", parse=_parse_octal, maximum=0o777),
     ] = None
     """Permissions to withhold from new files and Unix sockets."""
 

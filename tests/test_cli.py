@@ -22,6 +22,7 @@ SAMPLES = {
     "http.headers": "x-a:b",
     "http.forwarded_allow_ips": "192.0.2.0/24",
     "listen.bind": "127.0.0.1:9999",
+    "listen.insecure_bind": "127.0.0.1:9997",
     "listen.quic_bind": "127.0.0.1:9998",
     "listen.host": "localhost",
     "listen.port": "9999",
@@ -30,10 +31,12 @@ SAMPLES = {
     "log.access_log_format": "%(h)s",
     "tls.certfile": "c.pem",
     "tls.keyfile": "k.pem",
+    "process.umask": "027",
 }
 COMPANIONS = {
     "listen.quic_bind": ["--http3"],
     "tls.keyfile": ["--certfile", "c.pem"],
+    "tls.cert_reqs": ["--ca-certs", "ca.pem"],
     "http.http1": ["--http2"],
 }
 
