@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import re
 import select
@@ -35,8 +36,8 @@ APP = "tests.support.apps:app"
 PATIENCE = 20.0
 """Longest wait for anything the server should do, in seconds; far above what it takes."""
 
-WORKER_READY = re.compile(r"worker\[(\d+)\] pid=(\d+) .*\bready\b")
-WORKER_SEEN = re.compile(r"worker\[\d+\] pid=(\d+)")
+WORKER_READY = re.compile(r"worker\[(\d+)\] pid=(\d+)[^:\n]*: ready$", re.MULTILINE)
+LISTENING = re.compile(r"\blistening on\b")
 COMPLAINTS = re.compile(
     r"^.*(?:never awaited|never retrieved|Exception ignored|ResourceWarning).*$", re.MULTILINE
 )
@@ -253,14 +254,18 @@ class Server:
             if kind == "udp" or c.status == psutil.CONN_LISTEN
         )
 
+    @functools.cached_property
+    def _first_address(self) -> tuple[str, int]:
+        return (self.addresses("tcp") or self.addresses("udp"))[0]
+
     @property
     def port(self) -> int:
         """The first port it listens on; a server of HTTP/3 alone has UDP only."""
-        return (self.addresses("tcp") or self.addresses("udp"))[0][1]
+        return self._first_address[1]
 
     @property
     def host(self) -> str:
-        return (self.addresses("tcp") or self.addresses("udp"))[0][0]
+        return self._first_address[0]
 
     @property
     def secure(self) -> bool:
@@ -317,7 +322,10 @@ class Server:
             raise ServerFailed(f"still there after {seconds} s: {describe(left)}")
 
     def _wait_workers(self, count: int) -> None:
-        self.log.wait_until(lambda _: len(self.workers) >= count, f"{count} ready workers")
+        def serving(text: str) -> bool:
+            return len(self.workers) >= count and LISTENING.search(text) is not None
+
+        self.log.wait_until(serving, f"{count} ready workers")
 
     # The end
 
@@ -382,10 +390,17 @@ async def serve(
     await asyncio.to_thread(server.stop)
 
 
-def run_to_end(*arguments: str, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
-    """Run the server where it should refuse to start: exit status and what it wrote."""
+def run_to_end(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> tuple[int, str]:
+    """Run the server where it should refuse to start: exit status and what it wrote.
+
+    `prefix` is a command that runs it, as setpriv does.
+    """
     options = ServerOptions(app=None, environment=environment or {})
-    command = [sys.executable, "-m", "asgiri", *arguments]
+    command = [*prefix, sys.executable, "-m", "asgiri", *arguments]
     server = Server(command, options)
     try:
         status = server.process.wait(PATIENCE)

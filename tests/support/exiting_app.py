@@ -1,0 +1,3 @@
+"""An application that ends the process that imports it."""
+
+raise SystemExit("exiting_app leaves")

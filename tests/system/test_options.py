@@ -1,0 +1,87 @@
+"""Options that change what an application sees or how it is loaded."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.fetch import fetch
+from tests.support.server import serve
+
+pytestmark = pytest.mark.slow
+
+
+async def scope_of(path: str = "/scope", **options: Any) -> dict[str, Any]:
+    app = options.pop("app", "tests.support.apps:app")
+    async with serve(app, workers=1, **options) as server:
+        response = await fetch(server, path)
+        assert response.status == 200, response
+        scope: dict[str, Any] = json.loads(response.body)
+        return scope
+
+
+async def test_root_path_is_put_before_the_path():
+    scope = await scope_of(root_path="/mounted")
+    assert scope["root_path"] == "/mounted"
+    assert (scope["path"], scope["raw_path"]) == ("/mounted/scope", "/mounted/scope")
+
+
+@pytest.mark.parametrize(
+    ("app", "options"),
+    [
+        ("tests.support.apps:factory", {"factory": True}),
+        ("tests.support.apps:double_callable", {}),
+        ("tests.support.apps:Holder.inner.app", {}),
+        ("tests.support.apps:without_lifespan", {}),
+        ("tests.support.apps:raising_lifespan", {"lifespan": "off"}),
+    ],
+)
+async def test_applications_of_every_shape_are_served(app: str, options: dict[str, Any]):
+    assert (await scope_of(app=app, **options))["type"] == "http"
+
+
+@pytest.mark.parametrize("lifespan", ["auto", "off"])
+async def test_state_is_in_the_scope_only_with_lifespan(lifespan: str):
+    scope = await scope_of(lifespan=lifespan)
+    assert ("state" in scope) == (lifespan == "auto")
+
+
+async def test_an_application_is_found_in_app_dir(tmp_path: Path):
+    (tmp_path / "elsewhere.py").write_text(
+        textwrap.dedent("""
+            from tests.support.apps import app as application
+        """)
+    )
+    scope = await scope_of(app="elsewhere:application", app_dir=tmp_path)
+    assert scope["type"] == "http"
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+async def test_event_loops(loop: str):
+    assert (await scope_of(loop=loop))["type"] == "http"
+
+
+async def test_headers_of_the_server_can_be_left_out_and_added():
+    async with serve(
+        workers=1, server_header=False, date_header=False, header=("X-One: 1", "X-Two: 2")
+    ) as server:
+        response = await fetch(server)
+        assert response.header("server") is None
+        assert response.header("date") is None
+        assert (response.header("x-one"), response.header("x-two")) == ("1", "2")
+
+
+async def test_the_access_log_has_one_line_for_each_request(tmp_path: Path):
+    file = tmp_path / "access.log"
+    async with serve(workers=2, access_log=True, access_logfile=file) as server:
+        for number in range(5):
+            await fetch(server, f"/hello?n={number}")
+        await fetch(server, "/missing\x1b[31m")
+    lines = file.read_text().splitlines()
+    assert len(lines) == 6
+    assert all(" 200 " in line for line in lines[:5])
+    assert "\x1b" not in lines[5]

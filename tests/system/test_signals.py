@@ -1,0 +1,143 @@
+"""Signals to the master, and its death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import time
+
+import pytest
+
+from tests.support.client import ExchangeFailed, read_response
+from tests.support.fetch import fetch, http1, wait_refusing
+from tests.support.remote_app import remote_apps
+from tests.support.server import serve
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_stop_lets_requests_finish(number: int):
+    async with serve() as server, remote_apps() as apps, http1(server) as connection:
+        exchange = await connection.start("GET", "/", apps.headers)
+        call = await apps.wait_call()
+        await call.start_response()
+        await call.send_body(b"before ")
+        assert await exchange.read() == b"before "
+        server.send_signal(number)
+        await wait_refusing(server)
+        await call.send_body(b"after", more=False)
+        call.finish()
+        assert await exchange.read() == b"after"
+        assert await exchange.read() == b""
+        assert await server.wait_exit() == 0
+
+
+async def test_an_idle_connection_does_not_hold_up_a_stop():
+    async with serve() as server, http1(server) as connection:
+        response = await read_response(await connection.start("GET", "/hello"))
+        assert response.status == 200
+        server.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        await connection.wait_closed()
+        assert await server.wait_exit() == 0
+        assert time.monotonic() - begin < 5
+
+
+async def test_graceful_timeout_bounds_a_stop():
+    async with (
+        serve(graceful_timeout=0.5) as server,
+        remote_apps() as apps,
+        http1(server) as connection,
+    ):
+        exchange = await connection.start("GET", "/", apps.headers)
+        call = await apps.wait_call()
+        await call.receive()
+        server.send_signal(signal.SIGTERM)
+        begin = time.monotonic()
+        assert await server.wait_exit() == 0
+        assert time.monotonic() - begin < 8
+        with pytest.raises((ExchangeFailed, ConnectionError)):
+            await exchange.head()
+
+
+async def test_a_second_signal_stops_at_once():
+    async with (
+        serve(graceful_timeout=60) as server,
+        remote_apps() as apps,
+        http1(server) as connection,
+    ):
+        await connection.start("GET", "/", apps.headers)
+        await apps.wait_call()
+        server.send_signal(signal.SIGTERM)
+        await wait_refusing(server)
+        begin = time.monotonic()
+        server.send_signal(signal.SIGTERM)
+        await server.wait_exit()
+        assert time.monotonic() - begin < 8
+
+
+async def test_the_application_is_told_to_shut_down(tmp_path):
+    notes = tmp_path / "lifespan"
+    async with serve(environment={"TEST_LIFESPAN_FILE": str(notes)}) as server:
+        pids = set(server.worker_pids)
+        server.send_signal(signal.SIGTERM)
+        assert await server.wait_exit() == 0
+    events = re.findall(r"(\w+) (\d+)", notes.read_text())
+    assert {int(pid) for event, pid in events if event == "startup"} == pids
+    assert {int(pid) for event, pid in events if event == "shutdown"} == pids
+
+
+async def test_workers_do_not_outlive_a_killed_master():
+    async with serve(workers=3) as server:
+        server.kill_master()
+        begin = time.monotonic()
+        await server.wait_workers_gone(6)
+        assert time.monotonic() - begin < 6
+
+
+async def test_a_request_in_flight_outlives_a_killed_master_for_a_moment():
+    async with serve() as server, remote_apps() as apps, http1(server) as connection:
+        exchange = await connection.start("GET", "/", apps.headers)
+        call = await apps.wait_call()
+        server.kill_master()
+        await server.wait_exit()
+        await call.respond(200, b"still here")
+        call.finish()
+        assert (await read_response(exchange)).body == b"still here"
+        await server.wait_workers_gone(6)
+
+
+async def test_workers_blocked_when_the_master_dies_go_as_well():
+    async with serve(workers=2) as server:
+        blocking = asyncio.create_task(fetch(server, "/block?milliseconds=1500"))
+        await asyncio.sleep(0.3)  # it cannot tell that it blocks
+        server.kill_master()
+        await server.wait_workers_gone(6)
+        await asyncio.wait([blocking])
+        blocking.exception()
+
+
+async def test_processes_say_what_they_are():
+    async with serve(workers=2) as server:
+        assert title(server.pid).startswith("asgiri: master [tests.support.apps:app]")
+        for slot, pid in server.workers.items():
+            pattern = rf"asgiri: worker {slot} gen \d+ \[tests\.support\.apps:app\]"
+            assert re.match(pattern, title(pid)), title(pid)
+
+
+def title(pid: int) -> str:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+        return file.read().replace(b"\0", b" ").decode()
+
+
+async def test_nothing_is_inherited_that_is_not_needed():
+    """A worker has no descriptor of its siblings: their end must be seen by the master alone."""
+    async with serve(workers=2, tls=True, http3=True) as server:
+        await fetch(server)
+        for pid in server.worker_pids:
+            targets = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
+            memory = [target for target in targets if "memfd" in target]
+            assert len(memory) <= 1, targets
