@@ -40,7 +40,7 @@ class AppWorker:
     services: WorkerServices
     endpoint: TcpEndpoint
     listening: socket.socket
-    tls: bool
+    secure: bool
 
     @property
     def address(self) -> Any:
@@ -62,7 +62,7 @@ class AppWorker:
         if isinstance(self.address, str):
             reader, writer = await asyncio.open_unix_connection(self.address, **options)
             return Connection(reader, writer)
-        if self.tls:
+        if self.secure:
             options.setdefault("ssl", certificates().client_context("http/1.1"))
             options.setdefault("server_hostname", "localhost")
         reader, writer = await asyncio.open_connection(*self.address, **options)
@@ -152,14 +152,14 @@ def make_config(**sections: dict[str, Any]) -> Config:
 async def serve_app(
     call: Callable[..., Awaitable[None]],
     *,
-    tls: bool = False,
+    secure: bool = False,
     unix_path: str = "",
     access_log: Any = None,
     sweep_period: float = SWEEP_PERIOD,
     **sections: dict[str, Any],
 ) -> AsyncIterator[AppWorker]:
     """Serve `call`; `sections` are those of the configuration."""
-    if tls:
+    if secure:
         files = certificates()
         sections["tls"] = {
             "certfile": (str(files.certfile),),
@@ -169,7 +169,7 @@ async def serve_app(
     config = make_config(**sections)
     loop = asyncio.get_running_loop()
     listening = listen(unix_path)
-    listener = describe(listening, tls=tls)
+    listener = describe(listening, tls=secure)
     services = make_services(
         Application(call, loop),
         config=config,
@@ -179,7 +179,7 @@ async def serve_app(
         access_log=access_log,
         sweep_period=sweep_period,
     )
-    server_tls = ServerTls(config.tls, config.http) if tls else None
+    server_tls = ServerTls(config.tls, config.http) if secure else None
     endpoint = TcpEndpoint(services, [listener], tls=server_tls)
 
     def accept() -> None:
@@ -189,7 +189,7 @@ async def serve_app(
                 endpoint.adopt(listener.index, connection.detach())
 
     loop.add_reader(listening, accept)
-    worker = AppWorker(services, endpoint, listening, tls)
+    worker = AppWorker(services, endpoint, listening, secure)
     try:
         yield worker
     finally:

@@ -181,7 +181,7 @@ class HttpRequest:
     def cancel(self) -> None:
         self._cancelled = True
         if self._task is not None:
-            self._task.cancel()
+            self._environment.application.cancel(self._task)
 
     # What the application calls
 

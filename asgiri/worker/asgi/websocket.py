@@ -170,7 +170,7 @@ class WebSocketSession:
     def cancel(self) -> None:
         self._cancelled = True
         if self._task is not None:
-            self._task.cancel()
+            self._common.application.cancel(self._task)
         if self._phase is _Phase.CLOSING:
             self._close_timed_out()
 

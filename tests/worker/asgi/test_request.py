@@ -549,9 +549,7 @@ async def swallows_its_own_error(receive, send):
 @pytest.mark.parametrize(
     "app", [raises_within_the_body, returns_within_the_body, swallows_its_own_error]
 )
-async def test_application_that_fails_within_its_response_leaves_it_visibly_incomplete(
-    app, caplog
-):
+async def test_application_that_fails_within_its_response_leaves_it_visibly_incomplete(app, caplog):
     with caplog.at_level(logging.ERROR):
         async with exchange(app) as (worker, _, client):
             status, fields = await client.read_head()
