@@ -163,6 +163,9 @@ class Fleet:
         if worker_id in self.workers:
             self.workers[worker_id].assignments.set(AssignmentCell.TARGET_STATE, state)
 
+    def _is_leaving(self, worker: WorkerHandle) -> bool:
+        return worker.assignments.get(AssignmentCell.TARGET_STATE) == WorkerState.DRAINED
+
     def _tell(self, worker_id: int, message: messages.Message) -> None:
         worker = self.workers.get(worker_id)
         if worker is None:
@@ -199,7 +202,8 @@ class Fleet:
                 logger.info("%s: ready", worker)
                 self.decide(self._supervisor.worker_ready(worker_id, now))
             case messages.Failed(stage=stage, summary=summary, traceback=traceback):
-                if traceback:
+                # All workers of a first generation fail alike; the first one's says it for all.
+                if traceback and not self._is_leaving(worker):
                     logger.error("%s: %s\n%s", worker, summary, traceback.rstrip())
                 self.decide(self._supervisor.worker_failed(worker_id, stage, summary, now))
             case messages.Drained():
