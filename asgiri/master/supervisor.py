@@ -34,7 +34,7 @@ what the first let finish.
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from asgiri.errors import LocalProtocolError
@@ -54,7 +54,8 @@ from asgiri.master.actions import (
     Stopped,
     Switch,
 )
-from asgiri.master.slots import Incarnation, SlotInput, WorkerPolicy
+from asgiri.master.roster import Role, Roster, Worker
+from asgiri.master.slots import SlotInput, WorkerPolicy
 
 __all__ = [
     "Action",
@@ -77,16 +78,13 @@ __all__ = [
     "WorkerPolicy",
 ]
 
-FIRST_BACK_OFF: Final = 0.1
-LONGEST_BACK_OFF: Final = 10.0
-HEALTHY_AFTER: Final = 60.0
-"""Seconds of service after which a crash is no longer part of a crash loop."""
 AWAY_AFTER: Final = 5.0
 """Seconds between two `observe` that say that this process itself stood still: a suspended machine,
 a debugger. All beats are stale then, and none of it is the workers' fault."""
 
 _EXIT_CODES: Final = {"config": 2, "tls": 1, "selftest": 1}
 _APPLICATION_FAILED: Final = 3
+_CANNOT_RUN: Final = 1
 _SIGNAL_NAMES: Final = {4: "SIGILL", 6: "SIGABRT", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"} | {
     15: "SIGTERM"
 }
@@ -120,40 +118,7 @@ class _Phase(enum.Enum):
     STOPPED = "stopped"
 
 
-class _Role(enum.Enum):
-    """What a worker is there for."""
-
-    SERVING = "serving"
-    CANDIDATE = "candidate"
-    REPLACEMENT = "replacement"
-    LEAVING = "leaving"
-
-
-class _Worker(Incarnation):
-    """An incarnation and its part in the plan."""
-
-    __slots__ = ("role",)
-    role: _Role
-
-
-class _BackOff:
-    """How long a slot stays empty after a crash."""
-
-    __slots__ = ("_failures", "not_before")
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self.not_before = -math.inf
-
-    def failed(self, *, healthy: bool, now: float) -> float:
-        """Return how many seconds to wait."""
-        if healthy:
-            self._failures = 0
-        delay: float = min(LONGEST_BACK_OFF, FIRST_BACK_OFF * 2.0**self._failures)
-        # The exponent stops where the delay does: a float would overflow after a week of crashes.
-        self._failures = min(self._failures + 1, 10)
-        self.not_before = now + delay
-        return delay
+_ENDED: Final = (_Phase.STOPPING, _Phase.STOPPED)
 
 
 class Supervisor:
@@ -162,27 +127,22 @@ class Supervisor:
     def __init__(
         self, policy: WorkerPolicy, *, first_worker_id: int, random: Callable[[], float]
     ) -> None:
+        self._roster = Roster(first_worker_id=first_worker_id, random=random)
         self._policy = policy
         self._target = policy.count
-        self._random = random
-        self._next_worker_id = first_worker_id
-        self._workers: dict[int, _Worker] = {}
-        self._back_offs: dict[int, _BackOff] = {}
         self._phase = _Phase.STARTING
         self._generation = 0
         self._last_generation = 0
-        self._selftested = 0
         self._reload = ReloadPhase.IDLE
         self._next_policy = policy
         self._next_target = policy.count
         self._remembered: WorkerPolicy | None = None
-        self._published: tuple[int, ...] = ()
         self._exit_code = 0
         self._quitting = False
+        self._left_behind: set[int] = set()
         self._now = -math.inf
         self._observed_at = math.inf
         self._awake_since = -math.inf
-        self._actions: list[Action] = []
 
     @property
     def generation(self) -> int:
@@ -208,59 +168,54 @@ class Supervisor:
 
     def worker_spawn_failed(self, worker_id: int, reason: str, now: float) -> list[Action]:
         """The process could not be started; there is nothing to reap."""
-        worker = self._workers.pop(worker_id)
-        worker.ended()
-        self._lose(worker, f"cannot be started: {reason}", now)
+        worker = self._known(worker_id)
+        self._roster.remove(worker)
+        self._lose(worker, f"cannot be started: {reason}", now, exit_code=_CANNOT_RUN)
         return self._settle(now)
 
     def worker_ready(self, worker_id: int, now: float) -> list[Action]:
         """The worker sent Ready."""
-        worker = self._workers.get(worker_id)
+        worker = self._roster.get(worker_id)
         if worker is None:
             return []
         worker.reported(SlotInput.REPORTED_READY, now)
-        if worker.role is _Role.REPLACEMENT and worker.is_ready:
-            worker.role = _Role.SERVING
-            self._release(
-                [other for other in self._holders(worker.slot) if other is not worker], now
-            )
+        if worker.role is Role.REPLACEMENT:
+            replaced = [other for other in self._roster.holders(worker.slot) if other is not worker]
+            worker.role = Role.SERVING
+            self._roster.release(replaced, now)
         return self._settle(now)
 
     def worker_failed(self, worker_id: int, stage: str, summary: str, now: float) -> list[Action]:
         """The worker sent Failed; it exits by itself."""
-        worker = self._workers.get(worker_id)
+        worker = self._roster.get(worker_id)
         if worker is None:
             return []
         worker.reported(SlotInput.REPORTED_FAILED, now)
-        self._lose(
-            worker,
-            f"failed ({stage}): {summary}",
-            now,
-            exit_code=_EXIT_CODES.get(stage, _APPLICATION_FAILED),
-        )
+        exit_code = _EXIT_CODES.get(stage, _APPLICATION_FAILED)
+        self._lose(worker, f"failed ({stage}): {summary}", now, exit_code=exit_code)
         return self._settle(now)
 
     def worker_drained(self, worker_id: int, now: float) -> list[Action]:
         """The worker sent Drained; it exits by itself."""
-        worker = self._workers.get(worker_id)
+        worker = self._roster.get(worker_id)
         if worker is None:
             return []
         worker.reported(SlotInput.REPORTED_DRAINED, now)
-        if worker.role is not _Role.LEAVING:
+        if worker.role is not Role.LEAVING:
             self._lose(worker, "drained without being told to", now)
         return self._settle(now)
 
     def worker_exited(self, worker_id: int, status: int, now: float) -> list[Action]:
         """The process was reaped. `status` as in subprocess: negative for a signal."""
-        worker = self._workers.pop(worker_id, None)
-        if worker is None:
-            raise LocalProtocolError(f"worker_id {worker_id} exited, which is not known")
+        if worker_id in self._left_behind:
+            return []
+        worker = self._known(worker_id)
         expected = status == 0 or worker.was_killed or self._quitting
         unready = " before it was ready" if worker.is_booting else ""
-        worker.ended()
         what = f"{_exit_text(status)}{unready}"
-        if worker.role is _Role.LEAVING:
-            self._report(Level.INFO if expected else Level.WARNING, what, worker)
+        self._roster.remove(worker)
+        if worker.role is Role.LEAVING:
+            self._roster.report(Level.INFO if expected else Level.WARNING, what, worker)
         else:
             self._lose(worker, what, now)
         return self._settle(now)
@@ -272,14 +227,14 @@ class Supervisor:
         self._observed_at = now
         if self._phase is not _Phase.SERVING:
             return []
-        for worker in list(self._workers.values()):
+        for worker in self._roster.all():
             vital = vitals.get(worker.worker_id)
             if vital is None or not worker.is_running:
                 continue
             silence = now - max(vital.beat, worker.ready_at, self._awake_since)
             if 0 < worker.policy.timeout < silence:
                 self._abort(worker, f"stands still for {silence:.0f} s; aborted", now)
-            elif worker.role is _Role.SERVING and not worker.recycle_reason:
+            elif worker.role is Role.SERVING and not worker.recycle_reason:
                 worker.recycle_reason = worker.find_recycle_reason(vital.requests, vital.rss, now)
         return self._settle(now)
 
@@ -287,7 +242,7 @@ class Supervisor:
 
     def reload(self, policy: WorkerPolicy, now: float) -> list[Action]:
         """Begin a new generation, now or when the reload under way has ended."""
-        if self._phase in (_Phase.STOPPING, _Phase.STOPPED):
+        if self._phase in _ENDED:
             return []
         self._remembered = policy
         actions = self._settle(now)
@@ -297,8 +252,8 @@ class Supervisor:
 
     def recycle(self, worker_id: int, reason: str, now: float) -> list[Action]:
         """Replace one worker; the replacement is ready before the old one drains."""
-        worker = self._workers.get(worker_id)
-        if worker is None or worker.role is not _Role.SERVING:
+        worker = self._roster.get(worker_id)
+        if worker is None or worker.role is not Role.SERVING:
             return []
         worker.recycle_reason = worker.recycle_reason or reason
         return self._settle(now)
@@ -311,10 +266,10 @@ class Supervisor:
 
     def stop(self, now: float) -> list[Action]:
         """Drain everything, then stop; at once when called again."""
-        if self._phase in (_Phase.STOPPING, _Phase.STOPPED):
+        if self._phase in _ENDED:
             return self.quit(now)
         self._begin_stopping()
-        self._release(self._workers.values(), now)
+        self._roster.release(self._roster.all(), now)
         return self._settle(now)
 
     def quit(self, now: float) -> list[Action]:
@@ -323,14 +278,17 @@ class Supervisor:
             return []
         again, self._quitting = self._quitting, True
         self._begin_stopping()
-        self._end_all(now, ask=not again)
+        self._roster.end_all(now, ask=not again)
         return self._settle(now)
 
     # Time
 
     def tick(self, now: float) -> list[Action]:
         """Carry on whatever waited for this moment."""
-        for worker in [w for w in self._workers.values() if w.deadline <= now]:
+        for worker in self._roster.all():
+            # Looked at one by one: what is done about one may end the others.
+            if worker.deadline > now:
+                continue
             if worker.is_booting:
                 text = f"not ready after {worker.policy.boot_timeout:g} s; aborted"
                 self._abort(worker, text, now)
@@ -340,245 +298,207 @@ class Supervisor:
 
     def next_deadline(self) -> float | None:
         """Return when `tick` is due, None when nothing waits."""
-        deadlines = [w.deadline for w in self._workers.values() if w.deadline < math.inf]
+        deadlines = self._roster.deadlines()
         if self._phase is _Phase.SERVING:
             # One that has passed was acted upon, or waits for something else than time.
-            deadlines += [
-                b.not_before for b in self._back_offs.values() if b.not_before > self._now
-            ]
+            deadlines += self._roster.back_offs_after(self._now)
         return min(deadlines, default=None)
 
-    # The plan: called after every input, and done when nothing is left to decide
+    # The plan: looked at after every input, until nothing is left to decide
 
     def _settle(self, now: float) -> list[Action]:
         self._now = now
-        self._publish()
-        match self._phase:
-            case _Phase.STARTING:
-                self._settle_slots(now)
-                self._settle_start()
-            case _Phase.SERVING:
-                self._settle_reload(now)
-                self._settle_slots(now)
-                self._settle_recycling(now)
-            case _Phase.STOPPING if not self._workers:
-                self._phase = _Phase.STOPPED
-                self._actions.append(Stopped(self._exit_code))
-        actions, self._actions = self._actions, []
-        return actions
+        self._roster.publish()
+        if self._phase is _Phase.STARTING:
+            self._settle_slots(now)
+            self._settle_start()
+        if self._phase is _Phase.SERVING:
+            self._settle_reload(now)
+            self._settle_slots(now)
+            self._settle_recycling(now)
+        if self._phase is _Phase.STOPPING and not len(self._roster):
+            self._phase = _Phase.STOPPED
+            self._roster.act(Stopped(self._exit_code))
+        return self._roster.take_actions()
 
     def _settle_start(self) -> None:
-        serving = self._with_role(_Role.SERVING)
-        if all(worker.is_ready for worker in serving):
+        if all(worker.is_ready for worker in self._roster.with_role(Role.SERVING)):
             self._phase = _Phase.SERVING
-            self._publish()
-            self._actions.append(Started(self._generation))
+            self._roster.serving_generation = self._generation
+            self._roster.publish()
+            self._roster.act(Started(self._generation))
 
     def _settle_slots(self, now: float) -> None:
         """Fill what is empty, empty what is too much."""
         for slot in range(self._target):
-            holders = self._holders(slot)
-            if not any(worker.role is _Role.SERVING for worker in holders):
-                if holders:
-                    holders[0].role = _Role.SERVING
-                elif now >= self._back_off(slot).not_before:
-                    self._spawn(slot, self._generation, self._policy, _Role.SERVING, now)
-        slots = {worker.slot for worker in self._workers.values()}
-        for slot in sorted(slots - set(range(self._target)), reverse=True):
-            self._release(self._holders(slot), now)
+            holders = self._roster.holders(slot)
+            if any(worker.role is Role.SERVING for worker in holders):
+                continue
+            if holders:
+                # Who was to be replaced is gone before its time.
+                holders[0].role = Role.SERVING
+            elif self._roster.may_spawn(slot, now):
+                self._spawn(slot, Role.SERVING, now)
+        for slot in sorted(self._roster.slots(), reverse=True):
+            if slot >= self._target:
+                self._roster.release(self._roster.holders(slot), now)
 
     def _settle_reload(self, now: float) -> None:
-        candidates = self._with_role(_Role.CANDIDATE)
-        if self._reload is ReloadPhase.CANARY and candidates[0].is_ready:
+        if self._reload is ReloadPhase.CANARY and self._candidates_ready():
             self._reload = ReloadPhase.SPAWN
         if self._reload is ReloadPhase.SPAWN:
-            self._settle_new_generation(candidates, now)
-        if self._reload is ReloadPhase.ROLL and not self._outdated():
+            rolling = self._next_policy.reload_surge > 0
+            if not rolling:
+                self._settle_candidates(now)
+            if self._candidates_ready():
+                self._switch(now, everybody=not rolling)
+        if self._reload is ReloadPhase.ROLL and not self._outdated(Role.SERVING):
             self._end_reload("")
-        if self._reload is ReloadPhase.DRAIN and not self._stragglers():
+        if self._reload is ReloadPhase.DRAIN and not self._outdated(Role.LEAVING):
             self._reload = ReloadPhase.IDLE
         if self._remembered is not None and self._may_begin(self._remembered):
             self._next_policy, self._remembered = self._remembered, None
             self._next_target = self._next_policy.count
             self._reload = ReloadPhase.CANARY
-            generation = self._begin_generation()
-            self._spawn(0, generation, self._next_policy, _Role.CANDIDATE, now)
+            self._begin_generation()
+            self._spawn(0, Role.CANDIDATE, now)
 
-    def _settle_new_generation(self, candidates: list[_Worker], now: float) -> None:
-        rolling = self._next_policy.reload_surge > 0
-        if not rolling:
-            slots = {worker.slot for worker in candidates}
-            self._release([w for w in candidates if w.slot >= self._next_target], now)
-            for slot in range(self._next_target):
-                if slot not in slots:
-                    generation = self._last_generation
-                    self._spawn(slot, generation, self._next_policy, _Role.CANDIDATE, now)
-            candidates = self._with_role(_Role.CANDIDATE)
-            if not all(worker.is_ready for worker in candidates):
-                return
+    def _settle_candidates(self, now: float) -> None:
+        """One in each slot that the new generation will have."""
+        candidates = self._roster.with_role(Role.CANDIDATE)
         slots = {worker.slot for worker in candidates}
-        leaving = [
-            worker
-            for worker in self._workers.values()
-            if worker.role is _Role.REPLACEMENT
-            or (worker.role is _Role.SERVING and (not rolling or worker.slot in slots))
-        ]
-        self._generation = self._last_generation
-        self._policy = self._next_policy
-        self._target = self._next_target
-        self._back_offs.clear()
-        for worker in candidates:
-            worker.role = _Role.SERVING
-        self._reload = ReloadPhase.ROLL
-        self._release(leaving, now)
+        self._roster.release([w for w in candidates if w.slot >= self._next_target], now)
+        for slot in range(self._next_target):
+            if slot not in slots:
+                self._spawn(slot, Role.CANDIDATE, now)
 
     def _settle_recycling(self, now: float) -> None:
         """Begin to replace workers that are due, as many at a time as the host stands."""
         if self._reload in (ReloadPhase.CANARY, ReloadPhase.SPAWN):
-            return
-        for worker in self._due():
+            return  # those of the new generation are replacements enough
+        for worker in self._due(now):
             surge = self._policy.reload_surge
-            if surge and len(self._workers) - self._target >= surge:
+            if surge and len(self._roster) - self._target >= surge:
                 return
-            if not surge and self._with_role(_Role.REPLACEMENT):
+            if not surge and self._roster.with_role(Role.REPLACEMENT):
                 return
-            if (
-                len(self._holders(worker.slot)) == 1
-                and now >= self._back_off(worker.slot).not_before
-            ):
-                if worker.recycle_reason:
-                    self._report(Level.INFO, f"to be replaced: {worker.recycle_reason}", worker)
-                self._spawn(worker.slot, self._generation, self._policy, _Role.REPLACEMENT, now)
+            if worker.recycle_reason:
+                text = f"to be replaced: {worker.recycle_reason}"
+                self._roster.report(Level.INFO, text, worker)
+            self._spawn(worker.slot, Role.REPLACEMENT, now)
+
+    # Questions
+
+    def _known(self, worker_id: int) -> Worker:
+        worker = self._roster.get(worker_id)
+        if worker is None:
+            raise LocalProtocolError(f"worker_id {worker_id} ended, which is not known")
+        return worker
+
+    def _candidates_ready(self) -> bool:
+        return all(worker.is_ready for worker in self._roster.with_role(Role.CANDIDATE))
+
+    def _outdated(self, role: Role) -> list[Worker]:
+        return [w for w in self._roster.with_role(role) if w.generation < self._generation]
+
+    def _due(self, now: float) -> list[Worker]:
+        """Return who should be replaced and is not being replaced yet."""
+        return [
+            worker
+            for worker in self._roster.with_role(Role.SERVING)
+            if worker.is_ready
+            and (worker.recycle_reason or worker.generation < self._generation)
+            and len(self._roster.holders(worker.slot)) == 1
+            and self._roster.may_spawn(worker.slot, now)
+        ]
 
     def _may_begin(self, policy: WorkerPolicy) -> bool:
         if self._reload not in (ReloadPhase.IDLE, ReloadPhase.DRAIN):
             return False
         if policy.reload_surge:
-            return len(self._workers) - self._target < policy.reload_surge
+            return len(self._roster) - self._target < policy.reload_surge
         # A stream may go on for hours; new code need not wait for it, unless old workers pile up.
-        return len(self._with_role(_Role.LEAVING)) <= self._target
-
-    # Questions
-
-    def _with_role(self, role: _Role) -> list[_Worker]:
-        return [worker for worker in self._workers.values() if worker.role is role]
-
-    def _holders(self, slot: int) -> list[_Worker]:
-        """Return who serves in a slot, and who is about to take it over."""
-        held_by = (_Role.SERVING, _Role.REPLACEMENT)
-        return [w for w in self._workers.values() if w.slot == slot and w.role in held_by]
-
-    def _outdated(self) -> list[_Worker]:
-        return [w for w in self._with_role(_Role.SERVING) if w.generation != self._generation]
-
-    def _stragglers(self) -> list[_Worker]:
-        return [w for w in self._with_role(_Role.LEAVING) if w.generation < self._generation]
-
-    def _due(self) -> list[_Worker]:
-        return [
-            worker
-            for worker in sorted(self._with_role(_Role.SERVING), key=lambda worker: worker.slot)
-            if worker.is_ready and (worker.recycle_reason or worker.generation != self._generation)
-        ]
-
-    def _back_off(self, slot: int) -> _BackOff:
-        return self._back_offs.setdefault(slot, _BackOff())
+        return len(self._roster.with_role(Role.LEAVING)) <= self._target
 
     # Steps
 
-    def _report(self, level: Level, text: str, worker: _Worker) -> None:
-        self._actions.append(Report(level, text, worker.worker_id))
-
-    def _publish(self) -> None:
-        """Say who is ready, when that has changed. Before anybody among them is told to drain."""
-        if self._phase is _Phase.STARTING:
-            return
-        serving = sorted(self._with_role(_Role.SERVING), key=lambda worker: worker.slot)
-        ready = tuple(worker.worker_id for worker in serving if worker.is_ready)
-        if ready != self._published:
-            self._published = ready
-            self._actions.append(Switch(self._generation, ready))
-
     def _begin_generation(self) -> int:
         self._last_generation += 1
-        self._actions.append(GenerationBegun(self._last_generation))
+        self._roster.act(GenerationBegun(self._last_generation))
         return self._last_generation
 
-    def _spawn(
-        self, slot: int, generation: int, policy: WorkerPolicy, role: _Role, now: float
-    ) -> None:
-        order = Spawn(self._next_worker_id, slot, generation, self._selftested != generation)
-        self._selftested = generation
-        self._next_worker_id = (self._next_worker_id + 1) % (1 << 32)
-        worker = _Worker(order, policy, now, self._random)
-        worker.role = role
-        self._workers[worker.worker_id] = worker
-        self._actions.append(order)
+    def _spawn(self, slot: int, role: Role, now: float) -> None:
+        new = role is Role.CANDIDATE
+        generation = self._last_generation if new else self._generation
+        policy = self._next_policy if new else self._policy
+        self._roster.spawn(slot, generation, role, policy=policy, now=now)
 
-    def _release(self, workers: Iterable[_Worker], now: float) -> None:
-        """Let workers finish what they have, then go."""
-        leaving = list(workers)
-        for worker in leaving:
-            worker.role = _Role.LEAVING
-        self._publish()
-        for worker in leaving:
-            self._actions += worker.release(now)
-
-    def _abort(self, worker: _Worker, text: str, now: float) -> None:
-        """End a worker that does not answer, and have it say where it stands."""
-        kill = worker.abort(now)
-        self._lose(worker, text, now)
-        self._publish()
-        self._actions += kill
-
-    def _overdue(self, worker: _Worker, now: float) -> None:
-        """Kill a worker that had its time."""
-        if worker.is_unkillable and self._phase is _Phase.STOPPING:
-            self._report(Level.ERROR, "does not die of SIGKILL; left behind", worker)
-            del self._workers[worker.worker_id]
-            return
-        self._report(Level.WARNING, worker.overdue_text, worker)
-        self._actions += worker.kill(now)
-
-    def _lose(
-        self, worker: _Worker, what: str, now: float, *, exit_code: int = _APPLICATION_FAILED
-    ) -> None:
-        """Give up a worker that ends, or has to be ended, without having been told to go."""
-        role, worker.role = worker.role, _Role.LEAVING
-        if role is _Role.LEAVING:
-            self._report(Level.WARNING, what, worker)
-        elif self._phase is _Phase.STARTING:
-            self._report(Level.ERROR, f"{what}; the server does not start", worker)
-            self._exit_code = exit_code
-            self._begin_stopping()
-            self._end_all(now, ask=True)
-        elif role is _Role.CANDIDATE:
-            self._report(Level.ERROR, what, worker)
-            self._release(self._with_role(_Role.CANDIDATE), now)
-            self._end_reload(f"worker[{worker.slot}] {what}")
-        else:
-            healthy = worker.has_served(HEALTHY_AFTER, now)
-            delay = self._back_off(worker.slot).failed(healthy=healthy, now=now)
-            self._report(Level.ERROR, f"{what}; the next one starts in {delay:g} s", worker)
+    def _switch(self, now: float, *, everybody: bool) -> None:
+        """Let the new generation serve, and the old one drain: all of it, or the canary's slot."""
+        candidates = self._roster.with_role(Role.CANDIDATE)
+        slots = {worker.slot for worker in candidates}
+        serving = self._roster.with_role(Role.SERVING)
+        leaving = [worker for worker in serving if everybody or worker.slot in slots]
+        leaving += self._roster.with_role(Role.REPLACEMENT)
+        self._generation = self._roster.serving_generation = self._last_generation
+        self._policy, self._target = self._next_policy, self._next_target
+        self._reload = ReloadPhase.ROLL
+        self._roster.forget_back_offs()
+        for worker in candidates:
+            worker.role = Role.SERVING
+        self._roster.release(leaving, now)
 
     def _end_reload(self, failure: str) -> None:
-        self._actions.append(ReloadEnded(self._last_generation, failure))
+        self._roster.act(ReloadEnded(self._last_generation, failure))
         self._reload = ReloadPhase.DRAIN
 
     def _begin_stopping(self) -> None:
         if self._phase is _Phase.SERVING:
             # Before Switch: what is in the backlogs still goes to workers.
-            self._actions.append(StopListening())
+            self._roster.act(StopListening())
         self._phase = _Phase.STOPPING
         self._reload = ReloadPhase.IDLE
         self._remembered = None
 
-    def _end_all(self, now: float, *, ask: bool) -> None:
-        for worker in self._workers.values():
-            worker.role = _Role.LEAVING
-        self._publish()
-        for worker in self._workers.values():
-            self._actions += worker.quit(now) if ask else worker.kill(now)
+    def _abort(self, worker: Worker, text: str, now: float) -> None:
+        """End a worker that does not answer, and have it say where it stands."""
+        kill = worker.abort(now)
+        self._lose(worker, text, now)
+        self._roster.publish()
+        for action in kill:
+            self._roster.act(action)
+
+    def _overdue(self, worker: Worker, now: float) -> None:
+        """Kill a worker that had its time."""
+        if worker.is_unkillable and self._phase is _Phase.STOPPING:
+            self._roster.report(Level.ERROR, "does not die of SIGKILL; left behind", worker)
+            self._left_behind.add(worker.worker_id)
+            self._roster.remove(worker)
+            return
+        self._roster.report(Level.WARNING, worker.overdue_text, worker)
+        for action in worker.kill(now):
+            self._roster.act(action)
+
+    def _lose(
+        self, worker: Worker, what: str, now: float, *, exit_code: int = _APPLICATION_FAILED
+    ) -> None:
+        """Give up a worker that ends, or has to be ended, without having been told to go."""
+        role, worker.role = worker.role, Role.LEAVING
+        if role is Role.LEAVING:
+            self._roster.report(Level.WARNING, what, worker)
+        elif self._phase is _Phase.STARTING:
+            self._roster.report(Level.ERROR, f"{what}; the server does not start", worker)
+            self._exit_code = exit_code
+            self._begin_stopping()
+            self._roster.end_all(now, ask=True)
+        elif role is Role.CANDIDATE:
+            self._roster.report(Level.ERROR, what, worker)
+            self._roster.release(self._roster.with_role(Role.CANDIDATE), now)
+            self._end_reload(f"worker[{worker.slot}] {what}")
+        else:
+            delay = self._roster.back_off(worker.slot).failed(worker, now)
+            text = f"{what}; the next one starts in {delay:g} s"
+            self._roster.report(Level.ERROR, text, worker)
 
 
 def _exit_text(status: int) -> str:

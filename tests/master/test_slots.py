@@ -1,11 +1,26 @@
 """The life of one worker incarnation: every pair of the table, written out a second time."""
 
 import itertools
+import math
 
 import pytest
 
+from asgiri.config import WorkerConfig
 from asgiri.errors import LocalProtocolError
-from asgiri.master.slots import ALIVE, TRANSITIONS, SlotInput, SlotState, advance
+from asgiri.master.actions import Drain, Kill, KillSignal, Quit, Spawn
+from asgiri.master.slots import (
+    ABORT_GRACE,
+    ALIVE,
+    DRAIN_GRACE,
+    EXIT_GRACE,
+    KILL_GRACE,
+    QUIT_GRACE,
+    TRANSITIONS,
+    Incarnation,
+    SlotInput,
+    SlotState,
+    advance,
+)
 
 # Rows: the state before. Columns: what happens. "-": a bug of ours.
 GRID = """
@@ -55,3 +70,144 @@ GONE = [SlotState.DRAINING, SlotState.LEAVING, SlotState.ABORTING, SlotState.KIL
 def test_no_way_leads_back_to_ready_once_a_worker_is_to_go(state):
     following = {after for (before, _), after in TRANSITIONS.items() if before is state}
     assert following <= {*GONE, SlotState.EMPTY}
+
+
+# Incarnations
+
+NOW = 1000.0
+
+
+def incarnation(*, chance=0.0, **policy):
+    policy = {"boot_timeout": 60.0, "graceful_timeout": 30.0, **policy}
+    order = Spawn(worker_id=7, slot=2, generation=3, selftest=False)
+    return Incarnation(order, WorkerConfig(**policy), NOW, lambda: chance)
+
+
+def ready(**policy):
+    worker = incarnation(**policy)
+    worker.reported(SlotInput.REPORTED_READY, NOW)
+    return worker
+
+
+def draining(**policy):
+    worker = ready(**policy)
+    worker.release(NOW)
+    return worker
+
+
+def killed():
+    worker = ready()
+    worker.kill(NOW)
+    return worker
+
+
+def test_incarnation_boots_until_its_timeout():
+    worker = incarnation(boot_timeout=5)
+    assert (worker.worker_id, worker.slot, worker.generation) == (7, 2, 3)
+    assert (worker.is_booting, worker.is_ready, worker.is_running) == (True, False, False)
+    assert worker.deadline == NOW + 5
+    assert not worker.has_served(0, NOW)
+
+
+def test_ready_incarnation_has_no_deadline():
+    worker = ready()
+    assert (worker.is_booting, worker.is_ready, worker.is_running) == (False, True, True)
+    assert worker.deadline == math.inf
+    assert worker.has_served(10, NOW + 10)
+    assert not worker.has_served(10, NOW + 9.9)
+
+
+def test_ready_said_again_does_not_begin_its_service_anew():
+    worker = ready()
+    worker.reported(SlotInput.REPORTED_READY, NOW + 5)
+    assert worker.ready_at == NOW
+
+
+def test_released_incarnation_drains_until_its_deadline_and_a_grace():
+    worker = ready(graceful_timeout=8)
+    assert worker.release(NOW) == [Drain(7, 8)]
+    assert (worker.state, worker.is_running) == (SlotState.DRAINING, True)
+    assert worker.deadline == NOW + 8 + DRAIN_GRACE
+    assert worker.release(NOW + 1) == []
+    worker.reported(SlotInput.REPORTED_DRAINED, NOW + 2)
+    # Its application may still be shutting down.
+    assert worker.deadline == NOW + 8 + DRAIN_GRACE
+    assert worker.overdue_text == "has not exited in time; killed"
+
+
+def test_incarnation_that_drained_unasked_has_as_long_as_a_drain():
+    worker = ready(graceful_timeout=8)
+    worker.reported(SlotInput.REPORTED_DRAINED, NOW)
+    assert worker.deadline == NOW + 8 + DRAIN_GRACE
+
+
+def test_booting_incarnation_is_told_to_quit_where_another_would_drain():
+    worker = incarnation()
+    assert worker.release(NOW) == [Quit(7)]
+    assert worker.state is SlotState.LEAVING
+    assert worker.deadline == NOW + QUIT_GRACE
+
+
+def test_quit_never_gives_more_time():
+    worker = draining(graceful_timeout=0)
+    worker.quit(NOW + DRAIN_GRACE - 0.5)
+    assert worker.deadline == NOW + DRAIN_GRACE
+
+
+def test_failed_incarnation_is_to_exit_soon():
+    worker = incarnation()
+    worker.reported(SlotInput.REPORTED_FAILED, NOW + 50)
+    assert worker.deadline == NOW + 50 + EXIT_GRACE
+
+
+def test_aborted_incarnation_gets_no_other_word():
+    worker = ready()
+    assert worker.abort(NOW) == [Kill(7, KillSignal.ABORT)]
+    assert worker.was_killed
+    assert not worker.is_unkillable
+    assert worker.deadline == NOW + ABORT_GRACE
+    assert worker.overdue_text == "does not die of SIGABRT; killed"
+    assert worker.quit(NOW) == worker.release(NOW) == []
+
+
+def test_incarnation_is_killed_once():
+    worker = draining()
+    assert worker.overdue_text == "has not drained in time; killed"
+    assert worker.kill(NOW) == [Kill(7, KillSignal.KILL)]
+    assert worker.was_killed
+    assert worker.is_unkillable
+    assert worker.deadline == NOW + KILL_GRACE
+    assert worker.kill(NOW + KILL_GRACE) == []
+    assert worker.deadline == NOW + 2 * KILL_GRACE
+    assert worker.overdue_text == "does not die of SIGKILL"
+
+
+@pytest.mark.parametrize("make", [incarnation, ready, draining, killed])
+def test_incarnation_that_ended_waits_for_nothing(make):
+    worker = make()
+    worker.ended()
+    assert (worker.state, worker.deadline) == (SlotState.EMPTY, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("policy", "chance", "seen", "reason"),
+    [
+        ({}, 0.0, (10**9, 1 << 50, 1e9), ""),
+        ({"max_requests": 5}, 0.0, (4, 0, 0), ""),
+        ({"max_requests": 5}, 0.0, (5, 0, 0), "5 requests"),
+        ({"max_requests": 5, "max_requests_jitter": 10}, 0.0, (5, 0, 0), "5 requests"),
+        ({"max_requests": 5, "max_requests_jitter": 10}, 0.999, (14, 0, 0), ""),
+        ({"max_requests": 5, "max_requests_jitter": 10}, 0.999, (15, 0, 0), "15 requests"),
+        ({"max_worker_rss": 1 << 20}, 0.0, (0, 5 << 20, 60), "5 MiB of memory"),
+        ({"max_worker_rss": 1 << 20}, 0.0, (0, 5 << 20, 59.9), ""),
+        ({"max_worker_rss": 1 << 20}, 0.0, (0, 1 << 20, 60), ""),
+        ({"max_worker_lifetime": 100}, 0.0, (0, 0, 99.9), ""),
+        ({"max_worker_lifetime": 100}, 0.0, (0, 0, 100), "100 s of service"),
+        ({"max_worker_lifetime": 100}, 1.0, (0, 0, 89.9), ""),
+        ({"max_worker_lifetime": 100}, 1.0, (0, 0, 90), "90 s of service"),
+    ],
+)
+def test_incarnation_is_due_when_it_has_done_its_part(policy, chance, seen, reason):
+    requests, rss, age = seen
+    worker = ready(chance=chance, **policy)
+    assert worker.find_recycle_reason(requests, rss, NOW + age) == reason
