@@ -16,6 +16,7 @@ from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.sniff import HTTP2_PREFACE
 
 FRAME_HEADER_SIZE: Final = 9
+MAX_STREAM_ID: Final = 2**31 - 1
 MAX_FRAME_SIZE: Final = 16384
 """SETTINGS_MAX_FRAME_SIZE is left at its default: larger frames would only make streams wait for
 each other."""
@@ -121,7 +122,7 @@ class FrameCutter:
             self._check(kind, flags, length)
             if end > size:
                 break
-            stream_id = int.from_bytes(buffer[offset + 5 : offset + 9]) & 0x7FFF_FFFF
+            stream_id = int.from_bytes(buffer[offset + 5 : offset + 9]) & MAX_STREAM_ID
             yield Frame(kind, flags, stream_id, buffer[offset:end])
             if kind in (FrameType.HEADERS, FrameType.CONTINUATION):
                 self.in_header_block = not flags & Flag.END_HEADERS
@@ -144,6 +145,36 @@ class FrameCutter:
                 Refusal.HTTP2_CONTINUATION_FLOOD,
                 f"header block goes on beyond {self._max_header_block} bytes",
             )
+
+
+def check_goaway(received: Frame) -> None:
+    """Raise FrameViolation for a GOAWAY that h2 would refuse, but does not see."""
+    if received.stream_id != 0:
+        raise _protocol_error("GOAWAY on a stream")
+    if len(received.payload) < 8:
+        raise _too_short("GOAWAY")
+
+
+def parse_priority_update(received: Frame) -> tuple[int, bytes]:
+    """Return the stream and the field value (RFC 9218 §7.1), or raise FrameViolation."""
+    if received.stream_id != 0:
+        raise _protocol_error("PRIORITY_UPDATE on a stream")
+    payload = received.payload
+    if len(payload) < 4:
+        raise _too_short("PRIORITY_UPDATE")
+    stream_id = int.from_bytes(payload[:4]) & MAX_STREAM_ID
+    if stream_id % 2 == 0:
+        raise _protocol_error(f"PRIORITY_UPDATE for stream {stream_id}")
+    return stream_id, payload[4:]
+
+
+def _protocol_error(detail: str) -> FrameViolation:
+    return FrameViolation(ErrorCode.PROTOCOL_ERROR, Refusal.HTTP2_PROTOCOL_ERROR, detail)
+
+
+def _too_short(name: str) -> FrameViolation:
+    detail = f"{name} too short"
+    return FrameViolation(ErrorCode.FRAME_SIZE_ERROR, Refusal.HTTP2_FRAME_SIZE, detail)
 
 
 def frame(kind: FrameType, stream_id: int, payload: bytes, flags: int = 0) -> bytes:

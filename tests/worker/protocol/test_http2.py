@@ -1,5 +1,8 @@
 """The HTTP/2 engine, against h2 as a client and against frames that no client would send."""
 
+import base64
+import contextlib
+
 import h2.config
 import h2.connection
 import h2.events
@@ -23,8 +26,10 @@ from asgiri.worker.protocol.events import (
     StreamReset,
     StreamResumed,
 )
-from asgiri.worker.protocol.http2 import CONTROL_BURST, MAX_EARLY_PRIORITIES, Http2Connection
+from asgiri.worker.protocol.http2 import MAX_EARLY_PRIORITIES, Http2Connection
 from asgiri.worker.protocol.http2_frames import ErrorCode, Flag, FrameCutter, FrameType, frame
+from asgiri.worker.protocol.http2_guard import CONTROL_BURST
+from asgiri.worker.protocol.http2_sending import TUNNEL_LINGER
 from asgiri.worker.protocol.sniff import HTTP2_PREFACE
 
 GET = [
@@ -215,6 +220,21 @@ def test_interim_responses_come_first_and_trailers_last(pair):
     [trailers] = pair.take(h2.events.TrailersReceived)
     assert trailers.headers == [(b"x-sum", b"1")]
     assert pair.take(h2.events.StreamEnded)
+
+
+def test_head_body_and_trailers_may_come_one_by_one(pair):
+    stream_id = pair.request()
+    pair.exchange()
+    pair.engine.send_response(stream_id, head(), b"", ended=False)
+    pair.exchange()
+    assert pair.take(h2.events.ResponseReceived)
+    pair.engine.send_body(stream_id, b"body", ended=False)
+    pair.exchange()
+    assert pair.body(stream_id) == b"body"
+    pair.engine.send_trailers(stream_id, [(b"x-sum", b"1")])
+    pair.exchange()
+    assert pair.take(h2.events.TrailersReceived)
+    assert not pair.take(h2.events.DataReceived)
 
 
 def test_cookies_stay_out_of_the_compression_context(pair):
@@ -438,6 +458,16 @@ def test_other_tunnels_are_not_implemented(pair, fields):
     assert pair.engine.is_idle
 
 
+def test_a_body_of_another_length_than_announced_ends_the_connection(pair):
+    """RFC 9113 §8.1.1 asks for a stream error, §5.4 allows more; h2 leaves no choice."""
+    stream_id = pair.request([*POST, (b"content-length", b"5")], end=False)
+    pair.exchange()
+    events = pair.feed(frame(FrameType.DATA, stream_id, b"123", Flag.END_STREAM))
+    assert [type(event) for event in events] == [PeerViolation, ConnectionEnded]
+    assert events[0].reason is Refusal.BODY_LENGTH_MISMATCH
+    assert pair.goaways()[0][0] == ErrorCodes.PROTOCOL_ERROR
+
+
 def test_a_protocol_error_ends_the_connection(pair):
     events = pair.feed(frame(FrameType.DATA, 7, b"x"))
     assert [type(event) for event in events] == [PeerViolation, ConnectionEnded]
@@ -627,6 +657,41 @@ def test_a_stream_without_window_does_not_hold_up_another():
     assert pair.body(second) == b"x" * 100
 
 
+def test_bodies_wait_while_control_frames_go(pair):
+    stream_id = pair.request()
+    pair.exchange()
+    pair.engine.send_response(stream_id, head(200), b"body", ended=True)
+    assert pair.engine.receive_data(frame(FrameType.PING, 0, b"question")) == []
+    kinds = [kind for kind, _ in frame_types(pair.engine.control_to_send())]
+    assert kinds == [FrameType.HEADERS, FrameType.PING]
+    assert pair.engine.control_to_send() == b""
+    assert frame_types(pair.engine.data_to_send()) == [(FrameType.DATA, b"body")]
+
+
+def test_a_body_that_does_not_come_is_answered_with_408(pair):
+    stream_id = pair.request(POST, end=False)
+    pair.exchange()
+    [violation] = pair.engine.time_out(stream_id)
+    assert (violation.reason, violation.stream_id) == (Refusal.BODY_TIMEOUT, stream_id)
+    assert pair.engine.time_out(stream_id) == []
+    pair.exchange()
+    [response] = pair.take(h2.events.ResponseReceived)
+    assert response.headers[0] == (b":status", b"408")
+    assert [event.error_code for event in pair.take(h2.events.StreamReset)] == [0]
+    pair.engine.release(stream_id)
+    assert pair.engine.is_idle
+
+
+def test_a_body_that_stops_within_the_response_breaks_it_off(pair):
+    stream_id = pair.request(POST, end=False)
+    pair.exchange()
+    pair.engine.send_response(stream_id, head(), b"x", ended=False)
+    [violation] = pair.engine.time_out(stream_id)
+    assert violation.reason is Refusal.BODY_TIMEOUT
+    pair.exchange()
+    assert [event.error_code for event in pair.take(h2.events.StreamReset)] == [ErrorCode.CANCEL]
+
+
 # Order of sending
 
 
@@ -720,6 +785,91 @@ def test_a_head_in_continuations(pair):
     assert (event.target, event.ended) == (b"/a?b", True)
 
 
+# Versions
+
+
+def test_where_http2_is_off_the_peer_is_sent_to_http1(pair):
+    events = pair.engine.refuse()
+    assert [type(event) for event in events] == [PeerViolation, ConnectionEnded]
+    assert events[0].reason is Refusal.VERSION_DISABLED
+    pair.seen += pair.client.receive_data(pair.engine.data_to_send())
+    assert pair.goaways() == [(ErrorCodes.HTTP_1_1_REQUIRED, 0)]
+
+
+def upgraded(settings, **request):
+    engine = Http2Connection(Http2Config(), FlowConfig(), now=Clock(), h2c_settings=settings)
+    event = RequestReceived(
+        **{
+            "stream_id": 7,
+            "method": "GET",
+            "target": b"/a",
+            "headers": [
+                (b"host", b"example.org"),
+                (b"connection", b"upgrade, http2-settings"),
+                (b"upgrade", b"h2c"),
+                (b"http2-settings", settings),
+                (b"priority", b"u=1"),
+            ],
+            "http_version": "1.1",
+            "ended": True,
+            **request,
+        }
+    )
+    return engine, engine.begin_upgraded(event)
+
+
+def test_a_request_is_upgraded_to_stream_1():
+    """RFC 7540 §3.2: SETTINGS come with the request; the answer is on stream 1."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding=None))
+    settings = client.initiate_upgrade_connection().rstrip(b"=")
+    engine, request = upgraded(settings)
+    fields = [(b"host", b"example.org"), (b"priority", b"u=1")]
+    assert request == RequestReceived(1, "GET", b"/a", fields, "2", ended=True)
+    engine.send_response(1, head(length=2), b"ok", ended=True)
+    engine.release(1)
+    events = client.receive_data(engine.data_to_send())
+    assert isinstance(events[0], h2.events.RemoteSettingsChanged)
+    assert [e.data for e in events if isinstance(e, h2.events.DataReceived)] == [b"ok"]
+    assert engine.receive_data(client.data_to_send()) == []
+    assert engine.is_idle
+    client.send_headers(3, GET, end_stream=True)
+    [event] = engine.receive_data(client.data_to_send())
+    assert event.stream_id == 3
+
+
+def test_the_settings_of_an_upgrade_are_obeyed():
+    window = base64.urlsafe_b64encode(b"\0\4" + (5).to_bytes(4)).rstrip(b"=")
+    engine, _ = upgraded(window, method="HEAD", ended=False)
+    engine.send_response(1, head(length=9), b"", ended=True)
+    engine, _ = upgraded(window)
+    engine.send_response(1, head(length=9), b"123456789", ended=True)
+    sent = frame_types(engine.data_to_send())
+    assert [payload for kind, payload in sent if kind == FrameType.DATA] == [b"12345"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        b"!!!!",
+        b"AAA=A",
+        b"AAQ+++//",
+        b"AAQ",
+        base64.urlsafe_b64encode(b"\0\4\xff\xff\xff\xff"),
+        base64.urlsafe_b64encode(b"\0\2" + (7).to_bytes(4)),
+        b"A" * 5,
+    ],
+)
+def test_wrong_settings_prevent_an_upgrade(settings):
+    with pytest.raises(ValueError, match="HTTP2-Settings"):
+        upgraded(settings)
+
+
+@given(st.binary(max_size=40))
+def test_settings_of_an_upgrade_never_raise_anything_else(settings):
+    with contextlib.suppress(ValueError):
+        upgraded(settings)
+
+
 # Tunnels
 
 
@@ -745,16 +895,49 @@ def test_a_websocket_tunnel(pair):
     assert pair.engine.is_idle
 
 
-def test_a_tunnel_whose_peer_never_ends_is_reset_when_released(pair):
+def ended_tunnel(pair):
+    """We have ended our side, the application has returned."""
     stream_id = pair.request(WEBSOCKET, end=False)
     pair.exchange()
     pair.engine.accept_tunnel(stream_id, [])
-    pair.engine.send_body(stream_id, b"", ended=True)
+    pair.engine.send_body(stream_id, b"bye", ended=True)
     pair.exchange()
     pair.engine.release(stream_id)
     pair.exchange()
-    assert [event.error_code for event in pair.take(h2.events.StreamReset)] == [0]
+    return stream_id
+
+
+def test_a_tunnel_whose_peer_does_not_end_it_is_reset_after_a_while(pair):
+    ended_tunnel(pair)
+    pair.engine.begin_drain()
+    assert pair.engine.finish_drain() == []
+    assert not pair.take(h2.events.StreamReset)
+    pair.clock.now += TUNNEL_LINGER
+    assert [type(event) for event in pair.engine.drop_stalled(60)] == [ConnectionEnded]
+    sent = frame_types(pair.engine.data_to_send())
+    assert (FrameType.RST_STREAM, ErrorCode.NO_ERROR.to_bytes(4)) in sent
     assert pair.engine.is_idle
+
+
+def test_a_tunnel_that_both_sides_end_is_not_reset(pair):
+    stream_id = ended_tunnel(pair)
+    pair.client.send_data(stream_id, b"late", end_stream=True)
+    assert pair.exchange() == []
+    assert pair.engine.is_idle
+    pair.clock.now += TUNNEL_LINGER
+    assert pair.engine.drop_stalled(60) == []
+    pair.exchange()
+    assert not pair.take(h2.events.StreamReset)
+
+
+def test_a_tunnel_that_breaks_is_cancelled(pair):
+    """RFC 8441 §5."""
+    stream_id = pair.request(WEBSOCKET, end=False)
+    pair.exchange()
+    pair.engine.accept_tunnel(stream_id, [])
+    pair.engine.reset_stream(stream_id)
+    pair.exchange()
+    assert [event.error_code for event in pair.take(h2.events.StreamReset)] == [ErrorCode.CANCEL]
 
 
 # Ends
@@ -830,8 +1013,9 @@ def test_drain_in_two_phases(pair):
     pair.exchange()
     assert pair.engine.begin_drain() == []
     assert pair.engine.begin_drain() == []
-    drained = frame_types(pair.engine.data_to_send())
-    assert drained == [(FrameType.GOAWAY, (2**31 - 1).to_bytes(4) + bytes(4))]
+    going, ping = frame_types(pair.engine.data_to_send())
+    assert going == (FrameType.GOAWAY, (2**31 - 1).to_bytes(4) + bytes(4))
+    assert ping[0] == FrameType.PING
     # A stream that was under way when the first GOAWAY was sent is still served.
     block = pair.client.encoder.encode(GET)
     flags = Flag.END_HEADERS | Flag.END_STREAM
@@ -849,6 +1033,47 @@ def test_drain_in_two_phases(pair):
     sent = frame_types(pair.engine.data_to_send())
     assert sent[0] == (FrameType.GOAWAY, (3).to_bytes(4) + bytes(4))
     assert (FrameType.RST_STREAM, ErrorCode.REFUSED_STREAM.to_bytes(4)) in sent
+
+
+def test_the_answer_to_a_ping_ends_the_first_phase(pair):
+    """A round trip is over: no stream can be under way that does not know of the GOAWAY."""
+    pair.request()
+    pair.exchange()
+    pair.engine.begin_drain()
+    _, (kind, payload) = frame_types(pair.engine.data_to_send())
+    assert pair.engine.receive_data(frame(FrameType.PING, 0, bytes(8), Flag.ACK)) == []
+    assert pair.engine.receive_data(frame(kind, 0, payload, Flag.ACK)) == []
+    [(kind, payload)] = frame_types(pair.engine.data_to_send())
+    assert (kind, payload) == (FrameType.GOAWAY, (1).to_bytes(4) + bytes(4))
+
+
+@pytest.mark.parametrize("end", ["data", "trailers", "reset"])
+def test_the_end_of_a_drain_does_not_depend_on_what_ends_the_last_stream(pair, end):
+    stream_id = pair.request(POST, end=False)
+    [request] = pair.engine.receive_data(pair.client.data_to_send())
+    pair.engine.finish_drain()
+    pair.engine.send_response(request.stream_id, head(), b"", ended=True)
+    pair.engine.release(request.stream_id)
+    match end:
+        case "data":
+            pair.client.send_data(stream_id, b"x", end_stream=True)
+        case "trailers":
+            pair.client.send_headers(stream_id, [(b"t", b"1")], end_stream=True)
+        case "reset":
+            pair.client.reset_stream(stream_id)
+    events = pair.engine.receive_data(pair.client.data_to_send())
+    assert type(events[-1]) is ConnectionEnded
+
+
+def test_an_upload_that_is_stopped_ends_the_drain(pair):
+    stream_id = pair.request(POST, end=False)
+    pair.exchange()
+    pair.engine.finish_drain()
+    pair.engine.send_response(stream_id, head(), b"", ended=True)
+    pair.engine.release(stream_id)
+    assert pair.engine.sent_events() == []
+    assert (FrameType.RST_STREAM, bytes(4)) in frame_types(pair.engine.data_to_send())
+    assert [type(event) for event in pair.engine.sent_events()] == [ConnectionEnded]
 
 
 def frame_types(raw):

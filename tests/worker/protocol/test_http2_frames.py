@@ -1,4 +1,4 @@
-"""Cutting bytes into frames: nothing lost, nothing kept beyond a frame, floods of header blocks ended."""
+"""Cutting bytes into frames: nothing lost, nothing kept beyond a frame, no header block endless."""
 
 import pytest
 from hypothesis import given
