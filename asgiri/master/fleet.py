@@ -66,6 +66,7 @@ class Fleet:
         self._orders: dict[int, WorkerOrder] = {}
         self._actions: deque[Action] = deque()
         self._deciding = False
+        self._started = False
         self._tick: Timer | None = None
         self._looks = 0
         self._observe_timer = loop.call_later(OBSERVE_INTERVAL, self._observe)
@@ -109,6 +110,7 @@ class Fleet:
             case actions.Report(level=level, text=text, worker_id=worker_id):
                 self._report(_LEVELS[level], text, worker_id)
             case _:
+                self._started = self._started or isinstance(action, actions.Started)
                 self._outcome(action)
 
     def order(self, generation: int, order: WorkerOrder) -> None:
@@ -149,8 +151,15 @@ class Fleet:
         worker = None if worker_id is None else self.workers.get(worker_id)
         if worker is None:
             logger.log(level, "%s", text)
+        elif self._is_echo(worker):
+            logger.debug("%s: %s", worker, text)
         else:
             logger.log(level, "%s: %s", worker, text)
+
+    def _is_echo(self, worker: WorkerHandle) -> bool:
+        """Tell whether it only fails like another one before it, which ended the start."""
+        target = worker.assignments.get(AssignmentCell.TARGET_STATE)
+        return not self._started and target == WorkerState.DRAINED
 
     # Talking to workers
 
@@ -162,9 +171,6 @@ class Fleet:
     def _aim(self, worker_id: int, state: WorkerState) -> None:
         if worker_id in self.workers:
             self.workers[worker_id].assignments.set(AssignmentCell.TARGET_STATE, state)
-
-    def _is_leaving(self, worker: WorkerHandle) -> bool:
-        return worker.assignments.get(AssignmentCell.TARGET_STATE) == WorkerState.DRAINED
 
     def _tell(self, worker_id: int, message: messages.Message) -> None:
         worker = self.workers.get(worker_id)
@@ -202,10 +208,10 @@ class Fleet:
                 logger.info("%s: ready", worker)
                 self.decide(self._supervisor.worker_ready(worker_id, now))
             case messages.Failed(stage=stage, summary=summary, traceback=traceback):
-                # All workers of a first generation fail alike; the first one's says it for all.
-                if traceback and not self._is_leaving(worker):
-                    logger.error("%s: %s\n%s", worker, summary, traceback.rstrip())
+                echo = self._is_echo(worker)
                 self.decide(self._supervisor.worker_failed(worker_id, stage, summary, now))
+                if traceback and not echo:
+                    logger.error("%s: where it failed:\n%s", worker, traceback.rstrip())
             case messages.Drained():
                 self.decide(self._supervisor.worker_drained(worker_id, now))
             case messages.Warning(text=text):
