@@ -138,7 +138,7 @@ SWITCHES: Final = tuple(declared for declared in all_options() if declared.base 
 
 def offered_options() -> Iterator[DeclaredOption]:
     """List what can be given from outside of Python."""
-    return (declared for declared in all_options() if not declared.option.pending)
+    return (declared for declared in all_options() if not declared.pending)
 
 
 # The command line
@@ -273,7 +273,7 @@ def _unknown(name: str) -> str:
     pending = {
         flag
         for option in all_options()
-        if option.option.pending
+        if option.pending
         for flag in (*option.flags, *option.aliases)
     }
     if name in ELSEWHERE:

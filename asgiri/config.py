@@ -5,6 +5,7 @@ The first sentence below a field is what --help shows; what follows says what th
 """
 
 import dataclasses
+import ipaddress
 import math
 import os
 import re
@@ -393,7 +394,7 @@ class HttpConfig(Section):
     """Speak HTTP/3 on the same port number over UDP, and TLS on TCP. Off by default because it
     needs a certificate and an open UDP port."""
 
-    h2c_upgrade: Annotated[bool | None, Option("--h2c-upgrade", pending=True)] = None
+    h2c_upgrade: Annotated[bool | None, Option("--h2c-upgrade")] = None
     """Let HTTP/1.1 clients upgrade to HTTP/2 in cleartext. The default allows it to the peers of
     --forwarded-allow-ips only: through a proxy that does not know the upgrade, anybody could send
     requests past it."""
@@ -425,7 +426,6 @@ class HttpConfig(Section):
             env="FORWARDED_ALLOW_IPS",
             metavar="NETWORKS",
             split_argument=True,
-            pending=True,
         ),
     ] = ("127.0.0.1", "::1")
     """Addresses or networks of the proxies to trust, or `*`. The default trusts what runs on the
@@ -450,6 +450,10 @@ class HttpConfig(Section):
     def contradictions(self) -> Iterator[ConfigError]:
         if not (self.http1 or self.http2 or self.http3):
             yield ConfigError("http.http1", False, "leaves no version of HTTP; allow at least one")
+        for network in self.forwarded_allow_ips:
+            if not _is_network(network):
+                remedy = "must be an address, a network such as 10.0.0.0/8, or *"
+                yield ConfigError("http.forwarded_allow_ips", network, remedy)
         for header in self.headers:
             name, colon, value = header.partition(":")
             if not colon or not HEADER_NAME.fullmatch(name):
@@ -458,6 +462,14 @@ class HttpConfig(Section):
             elif not HEADER_VALUE.fullmatch(value):
                 remedy = "must have a value of printable ASCII characters"
                 yield ConfigError("http.headers", header, remedy)
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return text == "*"
+    return True
 
 
 HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -660,6 +672,7 @@ class WebSocketConfig(Section):
 
     SECTION: ClassVar[str] = "websocket"
     TITLE: ClassVar[str] = "WebSockets"
+    PENDING: ClassVar[bool] = True
 
     max_message_size: Annotated[
         int,

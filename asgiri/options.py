@@ -118,6 +118,10 @@ class DeclaredOption:
             return "SIZE"
         return {int: "N", float: "NUMBER"}.get(self.base, "TEXT")
 
+    @property
+    def pending(self) -> bool:
+        return self.option.pending or self.owner.PENDING
+
     # Description
 
     @property
@@ -248,6 +252,8 @@ class Section:
 
     SECTION: ClassVar[str]
     TITLE: ClassVar[str]
+    PENDING: ClassVar[bool] = False
+    """Whether all of its options are pending (see `Option.pending`)."""
 
     def __post_init__(self) -> None:
         values = ((declared, getattr(self, declared.field)) for declared in options_of(type(self)))

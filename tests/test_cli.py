@@ -110,7 +110,7 @@ def test_help_shows_every_option(declared, help_text):
 
 def test_options_that_nothing_obeys_yet_are_not_offered(help_text):
     for declared in all_options():
-        if declared.option.pending:
+        if declared.pending:
             (line,) = problems("main:app", declared.flags[0])
             assert line == f"{declared.flags[0]}: comes with a later version; leave it out"
             assert not re.search(rf"{declared.flags[0]}\s", help_text)
@@ -125,9 +125,9 @@ def test_no_option_of_another_server_is_also_ours():
 
 
 def test_durations_and_sizes_are_written_as_people_do():
-    config = read("main:app", "--keep-alive", "2m", "--ws-max-size=1MiB")
+    config = read("main:app", "--keep-alive", "2m", "--ring-size=1MiB")
     assert config.http1.keep_alive == 120
-    assert config.websocket.max_message_size == 1 << 20
+    assert config.ring.size == 1 << 20
 
 
 def test_the_application_may_stand_anywhere():

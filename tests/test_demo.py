@@ -18,7 +18,8 @@ from tests.support.server import Server, ServerOptions
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    running = Server.start(ServerOptions(app="asgiri.demo:app", workers=2))
+    options = ServerOptions(app="asgiri.demo:app", workers=2, options={"access_log": True})
+    running = Server.start(options)
     yield running
     running.stop()
 
