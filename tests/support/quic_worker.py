@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -22,13 +21,8 @@ from asgiri.ipc.scoreboard import Refusal, Scoreboard
 from asgiri.ipc.stream import StreamReader, StreamWriter, record_stream_pair
 from asgiri.ipc.tokens import QuicSecrets, RetryTokens
 from asgiri.worker.asgi.application import Application
-from asgiri.worker.asgi.counters import Counters
-from asgiri.worker.asgi.request import RequestEnvironment
-from asgiri.worker.asgi.scope import ScopeBuilder
-from asgiri.worker.protocol.headers import ResponseDefaults
-from asgiri.worker.transport.deadlines import Deadlines
+from asgiri.worker.runtime import make_services
 from asgiri.worker.transport.quic import QuicEndpoint
-from asgiri.worker.transport.services import WorkerServices
 from tests.support.certificates import certificates
 
 WORKER_ID = 77
@@ -45,7 +39,7 @@ class QuicWorker:
         ring: bool = True,
         host: str = "127.0.0.1",
         wildcard: bool = False,
-        deadline_period: float = 0.25,
+        sweep_period: float = 0.25,
         **http3: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -54,20 +48,12 @@ class QuicWorker:
         config = Config(app=AppConfig(target="tests:app"), tls=tls, http3=Http3Config(**http3))
         self.scoreboard = Scoreboard(memoryview(bytearray(4096)))
         application = Application(app, loop)
-        self.services = WorkerServices(
+        self.services = make_services(
+            application,
             config=config,
-            loop=loop,
-            now=time.monotonic,
-            requests=RequestEnvironment(
-                application=application,
-                defaults=ResponseDefaults([(b"server", b"asgiri")], date=False),
-                counters=Counters(self.scoreboard),
-                loop=loop,
-                now=time.monotonic,
-            ),
-            scopes=ScopeBuilder(root_path="", state={}),
             scoreboard=self.scoreboard,
-            deadlines=Deadlines(loop, time.monotonic, period=deadline_period),
+            loop=loop,
+            sweep_period=sweep_period,
         )
         self.socket = _bound(host, wildcard=wildcard)
         self.host = host

@@ -47,6 +47,7 @@ from asgiri.worker.protocol.headers import (
     Malformed,
     parse_request_untrusted,
     parse_trailers_untrusted,
+    take_from_length,
 )
 from asgiri.worker.protocol.http3_control import ClientStreams
 from asgiri.worker.protocol.http3_frames import (
@@ -215,6 +216,8 @@ class Http3Connection:
         if request := self._open(stream_id):
             if head.status == 204 or head.status == 304:
                 request.bodiless = True
+            if head.content_length is not None and not request.bodiless:
+                request.length_left = take_from_length(head.content_length, len(body), ended=ended)
             data = self._section(stream_id, head.status, head.headers)
             if body and not request.bodiless:
                 data = self._join(request, data, body)
@@ -223,6 +226,8 @@ class Http3Connection:
 
     def send_body(self, stream_id: int, data: bytes, *, ended: bool) -> list[Event]:
         if request := self._open(stream_id):
+            if request.length_left is not None:
+                request.length_left = take_from_length(request.length_left, len(data), ended=ended)
             data = self._join(request, b"", data) if data and not request.bodiless else b""
             if data or ended:
                 self._send(request, data, ended=ended)
@@ -230,6 +235,8 @@ class Http3Connection:
 
     def send_trailers(self, stream_id: int, headers: Headers) -> list[Event]:
         if request := self._open(stream_id):
+            if request.length_left is not None:
+                take_from_length(request.length_left, 0, ended=True)
             section = frame(HEADERS, self._sections.encode(stream_id, headers))
             self._send(request, section, ended=True)
         return self._take_events()
@@ -296,6 +303,8 @@ class Http3Connection:
     @property
     def is_idle(self) -> bool:
         """No request is open, and all that was answered has arrived."""
+        if self._ended:
+            return True
         # A request that is being discarded would wait for a peer that may never end it.
         if any(not request.discarding for request in self._requests.values()):
             return False
@@ -398,8 +407,8 @@ class Http3Connection:
         self._next_stream = max(self._next_stream, stream_id + 4)
         if stream_id >= self._refuse_from:
             self._abort(request, ErrorCode.H3_REQUEST_REJECTED)
-        elif self._quic.sending_is_over(stream_id):  # STOP_SENDING overtook the request
-            self._abort(request, ErrorCode.H3_REQUEST_CANCELLED)
+        elif self._quic.sending_is_over(stream_id):  # STOP_SENDING came with the request
+            self._given_up(request)
         return request
 
     def _work_off(self, request: Request) -> None:

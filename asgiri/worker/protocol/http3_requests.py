@@ -103,6 +103,7 @@ class Request:
         "ended",
         "fin",
         "frames",
+        "length_left",
         "paused",
         "phase",
         "pieces",
@@ -136,6 +137,8 @@ class Request:
         # Our side
         self.bodiless = False
         """The response has no body, whatever the application sends."""
+        self.length_left: int | None = None
+        """What the response's content-length still leaves for its body."""
         self.responded = False
         """FIN is queued, or the side was reset."""
         self.paused = False

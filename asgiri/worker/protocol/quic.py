@@ -28,6 +28,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
+    Limit,
     QuicConnection,
     QuicConnectionState,
     QuicNetworkPath,
@@ -65,6 +66,8 @@ UPDATE_SHARE: Final = 4
 """A new limit is announced when it is ahead of the last one by window / 4: 1 frame in 200 packets
 at the defaults."""
 
+SELF_TEST_FLIGHTS: Final = 16
+"""Three are needed for a handshake, and as many for what follows it."""
 MINTED_IN_SELF_TEST: Final = 9
 """8 that the client may hold at once, and one more for the one it retired."""
 
@@ -145,6 +148,7 @@ class SteeredQuicConnection(QuicConnection):
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = UNI_STREAMS
         self._is_given_up = False
         self._is_finished = False
+        self._has_news = False
         self.fault: str | None = None
         """What aioquic raised, if it did."""
         # The peer's words would reach the log of every application that sets its root logger to
@@ -172,7 +176,8 @@ class SteeredQuicConnection(QuicConnection):
     def cipher_suite(self) -> int:
         """Known when the handshake is complete."""
         schedule = self.tls.key_schedule
-        return 0 if schedule is None else int(schedule.cipher_suite)
+        assert schedule is not None
+        return int(schedule.cipher_suite)
 
     @property
     def is_ending(self) -> bool:
@@ -261,6 +266,7 @@ class SteeredQuicConnection(QuicConnection):
         sender = stream.sender
         if sender._buffer_fin is None and sender._reset_error_code is None:
             sender.write(data, end_stream=ended)
+            self._has_news = True
 
     def abort_sending(self, stream_id: int, error_code: int) -> None:
         """Give our side of a stream up (RESET_STREAM). Nothing happens when it is over."""
@@ -299,6 +305,15 @@ class SteeredQuicConnection(QuicConnection):
         # of one.
         if not self._network_paths or not self._cryptos or self._is_given_up:
             return []
+        if self._has_news:
+            # aioquic lets an acknowledgement wait for a millisecond, then sends it in a packet of
+            # its own. Where a packet leaves anyhow it goes along: one less for most requests.
+            self._has_news = False
+            for space in self._loss.spaces:
+                if space.ack_at is not None and space.ack_at > now:
+                    space.ack_at = now
+        elif self._is_quiet(now):
+            return []
         try:
             return super().datagrams_to_send(now)
         except Exception as error:  # as in receive_datagram
@@ -306,10 +321,75 @@ class SteeredQuicConnection(QuicConnection):
             return []
 
     def handle_timer(self, now: float) -> None:
+        # Unless it was asked, aioquic goes by the loss timer of the last time it was.
+        due = self.get_timer()
+        if due is None or due > now:
+            return
         try:
             super().handle_timer(now)
         except Exception as error:  # as in receive_datagram
             self._fail(error)
+
+    def _is_quiet(self, now: float) -> bool:
+        """Whether aioquic would look through everything and send nothing: 35 us against 3 here.
+
+        So it goes with each packet that only acknowledges, which is every second one of a client.
+        """
+        if (
+            not self._handshake_confirmed
+            or self._close_pending
+            or self._probe_pending
+            or self._ping_pending
+            or self._handshake_done_pending
+            or self._streams_blocked_pending
+            or self._retire_connection_ids
+        ):
+            return False
+        ack_at = self._loss.spaces[-1].ack_at
+        if ack_at is not None and ack_at <= now:
+            return False
+        if any(path.remote_challenges or not path.is_validated for path in self._network_paths):
+            return False
+        if not all(entry.was_sent for entry in self._host_cids):
+            return False
+        if not self._streams_are_quiet() or self._due_limits():
+            return False
+        self._pacing_at = None
+        return True
+
+    def _streams_are_quiet(self) -> bool:
+        finished = False
+        for stream in self._streams_queue:
+            sender, receiver = stream.sender, stream.receiver
+            if not sender.buffer_is_empty or sender.reset_pending or receiver.stop_pending:
+                return False
+            ahead = stream.max_stream_data_local - stream.max_stream_data_local_sent
+            if ahead >= self._stream_step and not receiver.is_finished:
+                return False
+            finished = finished or (sender.is_finished and receiver.is_finished)
+        if finished:
+            self._discard_finished_streams()
+        return True
+
+    def _discard_finished_streams(self) -> None:
+        """As aioquic does when it sends: each stream that is over lets the peer open another."""
+        for stream in self._streams_queue:
+            if stream.is_finished and stream.stream_id is not None:
+                # The client's: ours are critical to HTTP/3 and end with the connection.
+                del self._streams[stream.stream_id]
+                self._stream_limit(stream.stream_id).value += 1
+        self._streams_queue = [stream for stream in self._streams_queue if not stream.is_finished]
+
+    def _due_limits(self) -> list[Limit]:
+        """Limits of the connection that shall be announced."""
+        max_data = self._local_max_data
+        # A lost announcement sets `sent` to 0: due at once.
+        limits = [max_data] if max_data.value - max_data.sent >= self._connection_step else []
+        for limit in (self._local_max_streams_bidi, self._local_max_streams_uni):
+            # As aioquic does: when the peer has fewer streams left than the update would grant.
+            if limit.sent - limit.used < limit.value - limit.sent:
+                limits.append(limit)  # noqa: PERF401 (half the time of a comprehension)
+        return limits
 
     # aioquic calls these
 
@@ -321,17 +401,7 @@ class SteeredQuicConnection(QuicConnection):
             entry.stateless_reset_token = self._reset_tokens.token(entry.cid)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        max_data = self._local_max_data
-        # A lost announcement sets `sent` to 0: due at once.
-        is_due = max_data.value - max_data.sent >= self._connection_step
-        limits = [max_data] if is_due else []
-        # As aioquic does: wait until the peer has fewer streams left than the update would grant.
-        limits += [
-            limit
-            for limit in (self._local_max_streams_bidi, self._local_max_streams_uni)
-            if limit.sent - limit.used < limit.value - limit.sent
-        ]
-        for limit in limits:
+        for limit in self._due_limits():
             buffer = builder.start_frame(
                 limit.frame_type,
                 capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
@@ -440,7 +510,7 @@ class _RecordingMint(ConnectionIdMint):
 
 def _exchange_datagrams(client: QuicConnection, server: SteeredQuicConnection, now: float) -> float:
     """Carry datagrams between the two until neither has more; return the time it is then."""
-    for _ in range(16):
+    for _ in range(SELF_TEST_FLIGHTS):
         to_server = client.datagrams_to_send(now)
         for datagram, _address in to_server:
             server.receive_datagram(datagram, ("192.0.2.2", 50000), now)

@@ -13,8 +13,6 @@ here (RFC 9000 §10.3, §21.11). The master resets what belongs to workers that 
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
 import logging
 import operator
@@ -58,8 +56,6 @@ SMALLEST_INITIAL: Final = 1200
 """RFC 9000 §14.1."""
 SHORTEST_CLIENT_CHOSEN_ID: Final = 8
 """RFC 9000 §7.2; aioquic does not check it."""
-DRAIN_PAUSE: Final = 1.0
-"""Between the two GOAWAYs (RFC 9114 §5.2): a round trip, in which requests may still arrive."""
 
 _LONG_HEADER: Final = 0x80
 _ID_END: Final = 1 + CONNECTION_ID_LENGTH
@@ -178,7 +174,6 @@ class QuicEndpoint:
         self._sessions: set[QuicSession] = set()
         self._half_open = 0
         self._touched: list[QuicSession] = []
-        self._emptied = asyncio.Event()
 
     # For the runtime
 
@@ -198,16 +193,6 @@ class QuicEndpoint:
     def is_empty(self) -> bool:
         """No connection is left."""
         return not self._sessions
-
-    async def drain(self, timeout: float) -> None:  # noqa: ASYNC109 (waits for several things)
-        """Let the connections come to their end, at most for `timeout` seconds."""
-        deadline = self._services.now() + timeout
-        for session in list(self._sessions):
-            session.begin_drain()
-        await self._wait_empty(min(DRAIN_PAUSE, timeout))
-        for session in list(self._sessions):
-            session.finish_drain()
-        await self._wait_empty(deadline - self._services.now())
 
     def close(self) -> None:
         """Close all connections, and what the endpoint owns."""
@@ -375,7 +360,6 @@ class QuicEndpoint:
         )
         self._sessions.add(session)
         self._half_open += 1
-        self._emptied.clear()
         for known in (connection_id, *engine.connection_ids):
             session.connection_ids.add(known)
             self._table.add(known, session)
@@ -413,8 +397,6 @@ class QuicEndpoint:
         scoreboard.add(Cell.QUIC_CLOSED)
         scoreboard.add(Cell.QUIC_OPEN, -1)
         session.connection_gone()
-        if not self._sessions:
-            self._emptied.set()
 
     def _server_address(self, peer: Peer) -> Address:
         host, port = self._local_addresses[peer.listener]
@@ -422,11 +404,6 @@ class QuicEndpoint:
             return host, port
         family = socket.AF_INET if len(peer.local_ip) == 4 else socket.AF_INET6
         return socket.inet_ntop(family, peer.local_ip), port
-
-    async def _wait_empty(self, seconds: float) -> None:
-        if self._sessions and seconds > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._emptied.wait(), seconds)
 
     # Sending
 
