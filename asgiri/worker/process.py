@@ -65,11 +65,18 @@ class Termination:
         self._react = react
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        signal.alarm(HARD_STOP)
+        arm_hard_stop()
         if self._react is None:
             # Nothing is being served yet, and an import may take for ever.
             os._exit(0)
         self._react()
+
+
+def arm_hard_stop() -> None:
+    """End the process in HARD_STOP seconds, whatever it does then. The first call counts."""
+    if not (left := signal.alarm(HARD_STOP)):
+        return
+    signal.alarm(left)
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

@@ -57,9 +57,11 @@ from asgiri.worker.transport.tls import ServerTls, TlsError
 
 logger = logging.getLogger("asgiri.worker")
 
-ORPHAN_DRAIN: Final = 5.0
+ORPHAN_DRAIN: Final = 3.0
 """Seconds for requests in flight after the master has died: nobody will ask for more, and whoever
-supervises the master waits for our end to start it again."""
+supervises the master waits for our end to start it again. With what follows a drain, less than
+`process.HARD_STOP`."""
+ORPHAN_LIFESPAN_PATIENCE: Final = 1.0
 GOAWAY_INTERVAL: Final = 1.0
 """Between the two GOAWAYs of a drain: a round trip, so that requests under way are still taken."""
 CANCEL_PATIENCE: Final = 1.0
@@ -155,7 +157,12 @@ class Worker:
         self._resources = resources
         self._scoreboard = scoreboard
         self._loop = loop
-        self._ending: asyncio.Future[Drain | Quit] = loop.create_future()
+        self._ending: asyncio.Future[None] = loop.create_future()
+        """Done when the worker shall end; by when, is `_drain_until`."""
+        self._quitting: asyncio.Future[None] = loop.create_future()
+        """Done when it shall end at once."""
+        self._drain_until = float("inf")
+        self._lifespan_patience = LIFESPAN_PATIENCE
         application = Application(loaded.call, loop)
         self._services = make_services(
             application,
@@ -203,9 +210,15 @@ class Worker:
         self._loop.add_reader(self._control.fileno(), self._read_control)
         try:
             await self._start()
-            ending = await self._ending
-            if isinstance(ending, Drain):
-                await self._drain(ending.timeout)
+            await self._ending
+            draining = self._loop.create_task(self._drain())
+            await asyncio.wait({draining, self._quitting}, return_when=asyncio.FIRST_COMPLETED)
+            if draining.done():
+                draining.result()
+            else:
+                draining.cancel()
+                await asyncio.wait({draining})
+                await self._break_off()
         finally:
             self._loop.remove_reader(self._control.fileno())
             heartbeat.close()
@@ -273,8 +286,12 @@ class Worker:
 
     def _obey(self, message: Message) -> None:
         match message:
-            case Drain() | Quit():
-                self._end(message)
+            case Drain(seconds):
+                self._end(seconds)
+            case Quit():
+                self._end(0.0)
+                self._quitting.set_result(None)
+                self._loop.remove_reader(self._control.fileno())
             case ReopenLogs():
                 logs.reopen()
             case DumpStacks():
@@ -316,40 +333,44 @@ class Worker:
             self._loop.call_soon_threadsafe(self._orphaned)
 
     def _orphaned(self) -> None:
-        if self._ending.done():
-            return  # the signal, the channel and the heartbeat all say so
+        # The signal, the channel and the heartbeat all say so, also in the middle of a drain.
+        if self._lifespan_patience is ORPHAN_LIFESPAN_PATIENCE:
+            return
+        self._lifespan_patience = ORPHAN_LIFESPAN_PATIENCE
+        process.arm_hard_stop()
         logger.warning("the master is gone, or SIGTERM: ending within %g s", ORPHAN_DRAIN)
         self._loop.remove_reader(self._resources.connections.fileno())
-        self._end(Drain(ORPHAN_DRAIN))
+        self._end(ORPHAN_DRAIN)
 
-    def _end(self, ending: Drain | Quit) -> None:
+    def _end(self, seconds: float) -> None:
+        """End within so many seconds, or sooner if that was said before."""
+        self._drain_until = min(self._drain_until, self._services.now() + seconds)
         if not self._ending.done():
-            self._ending.set_result(ending)
+            self._ending.set_result(None)
 
-    async def _drain(self, seconds: float) -> None:
+    async def _drain(self) -> None:
         services = self._services
-        deadline = services.now() + seconds
         self._scoreboard.set(Cell.STATE, WorkerState.DRAINING)
         services.draining = True
         for session in list(services.sessions):
             session.begin_drain()
-        await self._wait_empty(min(GOAWAY_INTERVAL, seconds))
+        await self._wait_empty(services.now() + GOAWAY_INTERVAL)
         for session in list(services.sessions):
             session.finish_drain()
-        if not await self._wait_empty(deadline - services.now()):
+        if not await self._wait_empty():
             await self._break_off()
-        left = deadline - services.now()
-        await self._lifespan.shutdown(max(LIFESPAN_PATIENCE, left))
+        left = self._drain_until - services.now()
+        await self._lifespan.shutdown(max(self._lifespan_patience, left))
         self._scoreboard.set(Cell.STATE, WorkerState.DRAINED)
         _tell(self._control, Drained())
 
-    async def _wait_empty(self, seconds: float) -> bool:
+    async def _wait_empty(self, until: float = float("inf")) -> bool:
         """Wait until nothing is open and nothing is under way; False when it took too long."""
-        deadline = self._services.now() + seconds
         while True:
             if self._is_empty and not self._read_connections():
                 return True
-            if self._services.now() >= deadline:
+            # Looked at each time: the time left may become less on the way.
+            if self._services.now() >= min(until, self._drain_until):
                 return False
             await asyncio.sleep(CHECK_INTERVAL)
 
@@ -360,15 +381,18 @@ class Worker:
 
     async def _break_off(self) -> None:
         """The patience is over: cancel what runs, close what is open."""
-        sessions = list(self._services.sessions)
+        services = self._services
+        sessions = list(services.sessions)
         logger.warning("%d connections still open: their requests are cancelled", len(sessions))
         for session in sessions:
             session.cancel_exchanges()
-        await self._wait_empty(CANCEL_PATIENCE)
-        for session in list(self._services.sessions):
+        self._drain_until = services.now() + CANCEL_PATIENCE
+        await self._wait_empty()
+        for session in list(services.sessions):
             session.close()
         self._tcp.close_unopened()
-        await self._wait_empty(CLOSE_PATIENCE)
+        self._drain_until = services.now() + CLOSE_PATIENCE
+        await self._wait_empty()
 
 
 def make_services(

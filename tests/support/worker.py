@@ -69,10 +69,12 @@ class AppWorker:
         return Connection(reader, writer)
 
     def drain(self) -> None:
-        """What the runtime does first when it is told to drain."""
+        """What the runtime does when it is told to drain, without the pause in between."""
         self.services.draining = True
         for session in list(self.services.sessions):
             session.begin_drain()
+        for session in list(self.services.sessions):
+            session.finish_drain()
 
     async def wait_until(self, condition: Callable[[], Any]) -> None:
         """Return when the condition holds; fails when that takes too long."""

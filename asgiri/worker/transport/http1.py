@@ -15,12 +15,21 @@ from asgiri.worker.protocol.http1 import Http1Connection, Http1Phase
 from asgiri.worker.transport.connection import Stage, TcpConnection
 from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.flow import ReceiveBacklog
+from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.services import WorkerServices
 
 DRAIN_GRACE: Final = 1.0
 """How long ago a keep-alive connection may have been used to be kept when the worker drains: its
 client probably sends another request, which is answered with `connection: close`. Closing under it
 would make that request fail.
+"""
+
+H2C_MAX_BODY: Final = 65536
+"""Longest body of a request that waits to be upgraded to HTTP/2, which must have all of it first
+(RFC 7540 §3.2). A longer one is served by HTTP/1.1 as it comes."""
+
+SwitchToHttp2 = Callable[[bytes], Http2Session | None]
+"""Makes the session that goes on with the connection, from HTTP2-Settings; None if they are wrong.
 """
 
 WAITING: Final = Http1Phase.WAITING
@@ -35,9 +44,12 @@ class Http1Session(TcpConnection):
         "_armed_phase",
         "_backlog",
         "_drain_due",
+        "_held",
+        "_held_parts",
         "_http1",
         "_reading_paused",
         "_request_open",
+        "_switch_to_http2",
     )
 
     def __init__(
@@ -49,10 +61,17 @@ class Http1Session(TcpConnection):
         closed: Callable[[], None],
         *,
         head_deadline: float,
+        switch_to_http2: SwitchToHttp2 | None = None,
     ) -> None:
-        """`head_deadline`: when the first head must be complete; it counts from accept."""
+        """`head_deadline`: when the first head must be complete; it counts from accept.
+        `switch_to_http2` is given where the peer may upgrade.
+        """
         super().__init__(services, engine, scopes, transport, closed)
         self._http1 = engine
+        self._switch_to_http2 = switch_to_http2
+        self._held: RequestReceived | None = None
+        """A request that goes on as HTTP/2 once its body is complete."""
+        self._held_parts: list[bytes] = []
         self._backlog = ReceiveBacklog(services.config.flow)
         self._reading_paused = False
         self._armed_phase = HEAD
@@ -105,15 +124,28 @@ class Http1Session(TcpConnection):
 
     def _begin_exchange(self, event: RequestReceived) -> None:
         self._request_open = not event.ended
-        super()._begin_exchange(event)
+        # Who waits for 100 (Continue) would have to be told before 101: it gets an answer sooner.
+        if self._switch_to_http2 is None or event.expects_continue or not self._hold(event):
+            super()._begin_exchange(event)
 
     def _body_received(self, stream_id: int, data: bytes, credit: int, *, ended: bool) -> None:
+        if self._held is not None:
+            self._held_parts.append(data)
+            if sum(map(len, self._held_parts)) <= H2C_MAX_BODY:
+                if ended:
+                    self._upgrade(self._held)
+                return
+            data = self._stop_holding(self._held)
+            credit = len(data)
         self._backlog.add(credit)
         super()._body_received(stream_id, data, credit, ended=ended)
 
     def _body_ended(self, stream_id: int) -> None:
         self._request_open = False
-        super()._body_ended(stream_id)
+        if self._held is not None:
+            self._upgrade(self._held)
+        else:
+            super()._body_ended(stream_id)
 
     def _violation(self, event: PeerViolation) -> None:
         self._request_open = True
@@ -129,6 +161,49 @@ class Http1Session(TcpConnection):
         del self._exchanges[stream_id]
         if self._gone:
             self._forget_if_finished()
+
+    # The upgrade to HTTP/2
+
+    def refuse(self) -> None:
+        """End the connection: the configuration does not allow this version."""
+        self.handle_events(self._http1.refuse_version())
+        self._flush()
+
+    def _hold(self, request: RequestReceived) -> bool:
+        """Go on with it as HTTP/2, if it asks for that; at the end of its body, if it has one."""
+        if self._http1.h2c_settings is None:
+            return False
+        self._held = request
+        if request.ended:
+            self._upgrade(request)
+        return True
+
+    def _stop_holding(self, request: RequestReceived) -> bytes:
+        """Serve it by HTTP/1.1 after all; return what has come of its body."""
+        self._held = None
+        body = b"".join(self._held_parts)
+        self._held_parts.clear()
+        super()._begin_exchange(request)
+        return body
+
+    def _upgrade(self, request: RequestReceived) -> None:
+        settings = self._http1.h2c_settings
+        assert self._switch_to_http2 is not None
+        assert settings is not None
+        session = self._switch_to_http2(settings)
+        if session is None:
+            body = self._stop_holding(request)
+            if not request.ended:
+                stream_id = request.stream_id
+                self._backlog.add(len(body))
+                super()._body_received(stream_id, body, len(body), ended=True)
+            return
+        pending = self._http1.switch_to_h2c(request.stream_id)
+        self._flush()
+        self._leave()
+        self._transport.set_protocol(session)
+        session.begin_upgraded(request, self._held_parts)
+        session.data_received(pending)
 
     # Waiting
 
@@ -193,5 +268,4 @@ class Http1Session(TcpConnection):
         self.deadline = min(self.deadline, soon)
 
     def finish_drain(self) -> None:
-        self.handle_events(self._http1.finish_drain())
-        self._flush()
+        """Nothing to do: the open exchange or the deadline ends the connection."""
