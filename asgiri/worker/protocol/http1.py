@@ -172,7 +172,9 @@ class Http1Connection:
 
     @property
     def h2c_settings(self) -> bytes | None:
-        """HTTP2-Settings of the open request, if it may be upgraded to HTTP/2 (RFC 7540 §3.2)."""
+        """HTTP2-Settings of the open request, if it may be upgraded to HTTP/2 (RFC 7540 §3.2): once
+        its body is complete.
+        """
         return self._upgrade.h2c_settings if self._upgrade is not None else None
 
     # Receiving
@@ -192,6 +194,11 @@ class Http1Connection:
         if phase is _RESPONDING:
             self._pending += data
         return []
+
+    def refuse_version(self) -> list[Event]:
+        """Answer what has begun to come by 505: the configuration does not allow this version."""
+        detail = "HTTP/1.1 is switched off"
+        return self._refuse(RequestRefusedError(505, Refusal.VERSION_DISABLED, detail))
 
     def receive_eof(self) -> list[Event]:
         """The peer will send no more bytes; it may still wait for a response."""
@@ -297,8 +304,8 @@ class Http1Connection:
         """
         if self._method == "CONNECT":
             self._keep_alive = False
-        elif self._http11 and self._method == "GET":  # RFC 9110 §7.8: HTTP/1.0 has no Upgrade
-            if b"websocket" in fields.upgrades:
+        elif self._http11:  # RFC 9110 §7.8: HTTP/1.0 has no Upgrade
+            if b"websocket" in fields.upgrades and self._method == "GET":
                 check_websocket(fields)
                 self._upgrade = fields
                 self._keep_alive = False

@@ -230,8 +230,7 @@ class FieldSection:
         self.websocket_key = telling.get(b"sec-websocket-key", [])
         self.websocket_version = telling.get(b"sec-websocket-version", [])
         settings = telling.get(b"http2-settings", [])
-        may_be_h2c = b"h2c" in self.upgrades and b"http2-settings" in options and not self.has_body
-        if may_be_h2c and len(settings) == 1:
+        if b"h2c" in self.upgrades and b"http2-settings" in options and len(settings) == 1:
             self.h2c_settings = settings[0]
 
 

@@ -9,6 +9,7 @@ limited time (RFC 9112 §9.6).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import fcntl
 import termios
@@ -38,6 +39,8 @@ class Stage(enum.Enum):
     """Our side is closed, what the peer still sends is thrown away."""
     CLOSING = enum.auto()
     """The transport sends what is left in its buffer, then it is gone."""
+    LEFT = enum.auto()
+    """Another session has taken over."""
 
 
 class TcpConnection(HttpSession, asyncio.Protocol):
@@ -93,6 +96,12 @@ class TcpConnection(HttpSession, asyncio.Protocol):
         self._closed()
         self.connection_gone()
 
+    def _leave(self) -> None:
+        """Another session goes on with the transport."""
+        self._stage = Stage.LEFT
+        self._services.deadlines.discard(self)
+        self._services.sessions.discard(self)
+
     # The end
 
     def _end(self, reason: str) -> None:
@@ -108,7 +117,9 @@ class TcpConnection(HttpSession, asyncio.Protocol):
                 self._close_transport()
         elif self._more_may_come():
             self._linger(LINGER_TIMEOUT)
-            self._transport.write_eof()
+            # A peer that has reset the connection leaves nothing to be shut down.
+            with contextlib.suppress(OSError):
+                self._transport.write_eof()
             self._transport.resume_reading()
         else:
             self._close_transport()

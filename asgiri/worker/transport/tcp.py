@@ -22,11 +22,14 @@ from asgiri.worker.protocol.http1 import Http1Connection
 from asgiri.worker.protocol.http1_h11 import H11Parser
 from asgiri.worker.protocol.http1_head import FieldParser
 from asgiri.worker.protocol.http1_llhttp import LlhttpParser
+from asgiri.worker.protocol.http2 import Http2Connection
 from asgiri.worker.protocol.sniff import Sniffed, sniff
 from asgiri.worker.transport.connection import TcpConnection
-from asgiri.worker.transport.http1 import Http1Session
+from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
+from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.tls import ServerTls
+from asgiri.worker.transport.trust import TrustedPeers
 
 logger = logging.getLogger("asgiri.worker")
 
@@ -48,6 +51,7 @@ class TcpEndpoint:
         self.tls = tls
         """Replaced when certificates are reloaded; connections that are open keep theirs."""
         self._http1_parser = make_http1_parser(services.config.http1)
+        self._trusted = TrustedPeers(services.config.http.forwarded_allow_ips)
         self.unopened: Final[set[NewConnection]] = set()
         """Adopted, but nothing has come that tells the version."""
         self._listeners = {listener.index: listener for listener in listeners}
@@ -64,6 +68,21 @@ class TcpEndpoint:
         return Http1Connection(
             self._http1_parser, services.config.http1, services.requests.defaults
         )
+
+    def http2_engine(self, h2c_settings: bytes | None = None) -> Http2Connection:
+        """Make the engine of one connection. ValueError if the settings of an upgrade are wrong."""
+        services = self.services
+        config = services.config
+        return Http2Connection(
+            config.http2, config.flow, now=services.now, h2c_settings=h2c_settings
+        )
+
+    def may_upgrade(self, client: Address | None) -> bool:
+        """Whether this client of cleartext HTTP/1.1 may go on with HTTP/2."""
+        http = self.services.config.http
+        if not http.http2 or http.h2c_upgrade is False:
+            return False
+        return http.h2c_upgrade is True or (client[0] if client else None) in self._trusted
 
     def adopt(self, listener_index: int, fd: int) -> None:
         """Own a connection that the master accepted. Never raises for what the peer did."""
@@ -156,14 +175,17 @@ class NewConnection(asyncio.Protocol):
         # uvloop's transports are no subclasses of asyncio's.
         transport = cast(asyncio.Transport, transport)
         self._transport = transport
+        self._endpoint.services.deadlines.add(self)
         if self.tls is not None:
             # The time that the handshake took has had its own limit.
             services = self._endpoint.services
             self.deadline = services.now() + services.config.http1.header_timeout
-            # "h2" (issue 3): an Http2Session begins here.
-            self._become_http1(transport)
-        else:
-            self._endpoint.services.deadlines.add(self)
+            match transport.get_extra_info("ssl_object").selected_alpn_protocol():
+                case "h2":
+                    self._become_http2(transport)
+                case "http/1.1":
+                    self._become_http1(transport)
+                # None: a client without ALPN. Its first bytes tell, as they do without TLS.
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
@@ -171,13 +193,10 @@ class NewConnection(asyncio.Protocol):
         match sniff(data):
             case Sniffed.NEED_MORE:
                 self._buffer = data
-                return
-            case Sniffed.HTTP2 if self._endpoint.services.config.http.http2:
-                # Prior knowledge of HTTP/2 (issue 3): an Http2Session begins here.
-                pass
-            case _:
-                pass
-        self._become_http1(self._transport).data_received(data)
+            case Sniffed.HTTP2:
+                self._become_http2(self._transport).data_received(data)
+            case Sniffed.HTTP1:
+                self._become_http1(self._transport).data_received(data)
 
     def eof_received(self) -> bool:
         if not self._buffer:
@@ -227,9 +246,42 @@ class NewConnection(asyncio.Protocol):
             transport,
             endpoint.closed,
             head_deadline=self.deadline,
+            switch_to_http2=self._switch_to_http2(transport),
         )
         self._hand_over(transport, session)
+        if not endpoint.services.config.http.http1:
+            session.refuse()
         return session
+
+    def _become_http2(self, transport: asyncio.Transport) -> Http2Session:
+        session = self._http2_session(transport, self._endpoint.http2_engine())
+        self._hand_over(transport, session)
+        if self._endpoint.services.config.http.http2:
+            session.begin()
+        else:
+            session.refuse()
+        return session
+
+    def _http2_session(self, transport: asyncio.Transport, engine: Http2Connection) -> Http2Session:
+        endpoint = self._endpoint
+        return Http2Session(
+            endpoint.services, engine, self._scopes(transport), transport, endpoint.closed
+        )
+
+    def _switch_to_http2(self, transport: asyncio.Transport) -> SwitchToHttp2 | None:
+        if self.tls is not None or not self._endpoint.may_upgrade(self._client):
+            return None
+
+        def switch(settings: bytes) -> Http2Session | None:
+            try:
+                engine = self._endpoint.http2_engine(settings)
+            except ValueError as error:
+                self._endpoint.services.scoreboard.refuse(Refusal.HTTP1_UPGRADE_REFUSED)
+                logger.debug("%s", error)
+                return None
+            return self._http2_session(transport, engine)
+
+        return switch
 
     def _hand_over(self, transport: asyncio.Transport, session: TcpConnection) -> None:
         transport.set_protocol(session)
