@@ -81,8 +81,11 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(command: Sequence[str], port: int, processor: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server on one processor, from when it accepts connections."""
+def running(
+    command: Sequence[str], port: int, processor: int | None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server on one processor, or on all for None, from when it accepts connections."""
+    processors = os.sched_getaffinity(0) if processor is None else {processor}
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{APPS}"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -92,7 +95,7 @@ def running(command: Sequence[str], port: int, processor: int) -> Iterator[subpr
             stderr=log,
             cwd=APPS,
             env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, {processor}),
+            preexec_fn=lambda: os.sched_setaffinity(0, processors),
         )
         try:
             if not wait_listening(process, port):
