@@ -498,8 +498,8 @@ class Http1Connection:
         """
         if self._is_gone(stream_id, "101"):
             return b""
-        if self.h2c_settings is None:
-            raise LocalProtocolError("upgrade to HTTP/2 that nobody asked for")
+        if self.h2c_settings is None or self.phase is not _RESPONDING:
+            raise LocalProtocolError("upgrade to HTTP/2 that was not asked for, or is too early")
         self._writer.interim(101, [(b"connection", b"upgrade"), (b"upgrade", b"h2c")])
         pending = self._pending
         self._end("the connection goes on as HTTP/2")
