@@ -28,6 +28,7 @@ class Counters:
     """One per worker. Absolute numbers since its start."""
 
     __slots__ = (
+        "_cells",
         "_scoreboard",
         "app_errors",
         "body_bytes_in",
@@ -43,6 +44,7 @@ class Counters:
 
     def __init__(self, scoreboard: Scoreboard) -> None:
         self._scoreboard = scoreboard
+        self._cells = scoreboard.cells
         self.requests_active = 0
         self.requests = dict.fromkeys(REQUEST_CELLS, 0)
         """By version as ASGI spells it."""
@@ -59,12 +61,12 @@ class Counters:
     def request_began(self, http_version: str) -> None:
         self.requests[http_version] += 1
         self.requests_active += 1
-        self._scoreboard.set(REQUESTS_ACTIVE, self.requests_active)
+        self._cells[REQUESTS_ACTIVE] = self.requests_active
 
     def request_ended(self) -> None:
         """The application's call returned."""
         self.requests_active -= 1
-        self._scoreboard.set(REQUESTS_ACTIVE, self.requests_active)
+        self._cells[REQUESTS_ACTIVE] = self.requests_active
 
     def response_ended(self, status: int, seconds: float, body_bytes: int) -> None:
         """Count a complete response."""

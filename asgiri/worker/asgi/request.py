@@ -115,7 +115,7 @@ class HttpRequest:
         self._told = False
         """The application has heard http.disconnect: it is not served on."""
         self._cancelled = False
-        self._waiters = Waiters(environment.loop)
+        self._waiters: Waiters | None = None  # made when somebody waits: most never do
         # Receiving
         self._parts: list[bytes] = []
         self._credit = 0
@@ -150,11 +150,11 @@ class HttpRequest:
             return
         self._parts.append(data)
         self._credit += credit
-        self._waiters.wake()
+        self._wake()
 
     def body_ended(self) -> None:
         self._body_ended = True
-        self._waiters.wake()
+        self._wake()
 
     def half_closed(self) -> None:
         """The peer closed its side after a complete request. It may be gone, or wait for the
@@ -162,18 +162,18 @@ class HttpRequest:
         heard that.
         """
         self._half_closed = True
-        self._waiters.wake()
+        self._wake()
 
     def disconnected(self) -> None:
         self._gone = True
-        self._waiters.wake()
+        self._wake()
 
     def pause_writing(self) -> None:
         self._paused = True
 
     def resume_writing(self) -> None:
         self._paused = False
-        self._waiters.wake()
+        self._wake()
 
     def drain(self) -> None:
         """A request goes on; the engine tells the peer that the connection ends with it."""
@@ -201,7 +201,7 @@ class HttpRequest:
             if not self._body_ended:
                 self.body_awaited_since = self._environment.now()
             try:
-                await self._waiters.wait()
+                await self._wait()
             finally:
                 self.body_awaited_since = None
         self._told = True
@@ -315,9 +315,19 @@ class HttpRequest:
 
     # Waiting
 
+    async def _wait(self) -> None:
+        """Wait until something has changed."""
+        if self._waiters is None:
+            self._waiters = Waiters(self._environment.loop)
+        await self._waiters.wait()
+
+    def _wake(self) -> None:
+        if self._waiters is not None:
+            self._waiters.wake()
+
     async def _wait_writable(self) -> None:
         while self._paused and not self._gone:
-            await self._waiters.wait()
+            await self._wait()
         if self._gone:
             raise ClientDisconnected("the client has gone")
 
@@ -338,7 +348,7 @@ class HttpRequest:
     def _call_raised(self, error: BaseException) -> None:
         if self._cancelled and isinstance(error, asyncio.CancelledError):
             self._give_up(503, b"Service Unavailable")
-        elif (self._gone or self._told) and _is_only(error, ClientDisconnected):
+        elif (self._gone or self._told) and is_only(error, ClientDisconnected):
             logger.debug("the client went before the response was complete")
             self._break_off()
         else:
@@ -395,7 +405,7 @@ class HttpRequest:
             environment.access_log(
                 self._scope, self._head.status, self._head.headers, self._body_bytes, duration
             )
-        self._waiters.wake()
+        self._wake()
         if self._credit:
             self._parts.clear()
             credit, self._credit = self._credit, 0
@@ -418,8 +428,8 @@ def _to_bytes(body: Any) -> bytes:
     raise AppError(f"'body' must be bytes, not {type(body).__name__}")
 
 
-def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
+def is_only(error: BaseException, kind: type[BaseException]) -> bool:
     """Whether it is of this kind, or a group of nothing else (task groups wrap what they raise)."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_only(member, kind) for member in error.exceptions)
+        return all(is_only(member, kind) for member in error.exceptions)
     return isinstance(error, kind)

@@ -17,6 +17,10 @@ SPEC_VERSION: Final = "2.5"
 """Of the HTTP and WebSocket formats."""
 LIFESPAN_SPEC_VERSION: Final = "2.0"
 
+# As numbers: `b"?" in x` first tries b"?" as a number and throws its error away, 185 ns against 15.
+QUESTION_MARK: Final = 0x3F
+PERCENT: Final = 0x25
+
 Address = tuple[str, int | None]
 
 
@@ -58,7 +62,9 @@ class ConnectionScope:
     __slots__ = (
         "_asgi",
         "_extensions",
+        "_headers",
         "_http",
+        "_offers",
         "_raw_root_path",
         "_root_path",
         "_secure",
@@ -80,6 +86,9 @@ class ConnectionScope:
         self._secure = secure
         self._state = builder.state
         self._extensions: dict[str, dict[str, Any]] = {} if tls is None else {"tls": tls}
+        self._headers: Headers = []
+        self._offers = self._extensions | {"http.response.early_hint": {}}
+        """What requests with `_headers` are offered: requests of a connection mostly have the same."""
         # Keys in the order in which the specification lists them; what is None here each request
         # sets.
         self._http: dict[str, Any] = {
@@ -90,7 +99,7 @@ class ConnectionScope:
             "scheme": "https" if secure else "http",
             "path": None,
             "raw_path": None,
-            "query_string": None,
+            "query_string": b"",
             "root_path": builder.root_path,
             "headers": None,
             "client": client,
@@ -103,14 +112,21 @@ class ConnectionScope:
         """Scope of one HTTP exchange."""
         scope = self._http.copy()
         scope["method"] = request.method
-        extensions = self._extensions.copy()
+        # HTTP/1.0 knows neither interim responses nor chunks to put trailers behind.
+        extensions = self._extensions
         if request.http_version != "1.0":
-            # HTTP/1.0 knows neither interim responses nor chunks to put trailers behind.
-            extensions["http.response.early_hint"] = {}
-            if accepts_trailers(request.headers):
-                extensions["http.response.trailers"] = {}
+            # The same tuples again (see FieldSection): compared by identity, 10 ns each.
+            if request.headers != self._headers:
+                self._judge(request.headers)
+            extensions = self._offers
         self._fill(scope, request, extensions)
         return scope
+
+    def _judge(self, headers: Headers) -> None:
+        self._headers = headers.copy()
+        self._offers = self._extensions | {"http.response.early_hint": {}}
+        if accepts_trailers(headers):
+            self._offers["http.response.trailers"] = {}
 
     def websocket_scope(self, request: RequestReceived, subprotocols: list[str]) -> Scope:
         """Scope of one WebSocket, whichever version carries it."""
@@ -125,7 +141,9 @@ class ConnectionScope:
     def _fill(
         self, scope: dict[str, Any], request: RequestReceived, extensions: dict[str, dict[str, Any]]
     ) -> None:
-        raw_path, _, scope["query_string"] = request.target.partition(b"?")
+        raw_path = request.target
+        if QUESTION_MARK in raw_path:
+            raw_path, _, scope["query_string"] = raw_path.partition(b"?")
         path = decode_path(raw_path)
         if self._root_path and raw_path.startswith(b"/"):
             # The specification wants `path` to include `root_path`: a proxy that serves us below a
@@ -139,16 +157,19 @@ class ConnectionScope:
         # Copies: what one exchange changes, no other may see.
         scope["asgi"] = self._asgi.copy()
         scope["state"] = self._state.copy()
-        scope["extensions"] = extensions
+        scope["extensions"] = extensions.copy()
 
 
 def decode_path(raw_path: bytes) -> str:
     """Percent-decode, then read as UTF-8. What is no UTF-8 becomes U+FFFD, as in every other ASGI
     server: refusing it would take the choice from the application, which still has `raw_path`.
     """
-    if b"%" in raw_path:
+    if PERCENT in raw_path:
         raw_path = unquote_to_bytes(raw_path)
-    return raw_path.decode("utf-8", "replace")
+    try:
+        return raw_path.decode()
+    except UnicodeDecodeError:
+        return raw_path.decode("utf-8", "replace")  # 100 ns more, also when nothing is to replace
 
 
 def accepts_trailers(headers: Headers) -> bool:

@@ -35,6 +35,7 @@ SwitchToHttp2 = Callable[[bytes], Http2Session | None]
 WAITING: Final = Http1Phase.WAITING
 HEAD: Final = Http1Phase.HEAD
 BODY: Final = Http1Phase.BODY
+RESPONDING: Final = Http1Phase.RESPONDING
 
 
 class Http1Session(TcpConnection):
@@ -220,7 +221,9 @@ class Http1Session(TcpConnection):
         elif self._armed_phase is not HEAD:
             self.deadline = self._services.now() + config.header_timeout
         self._armed_phase = phase
-        self._update_reading()
+        # In other phases nothing waits for the application.
+        if self._reading_paused or phase is RESPONDING or phase is BODY:
+            self._update_reading()
 
     def _update_reading(self) -> None:
         paused = self._backlog.is_full or self._http1.is_reading_paused

@@ -9,14 +9,20 @@ from asgiri.worker.protocol.events import RequestReceived
 
 
 def request(target=b"/", *, method="GET", version="1.1", headers=()):
-    return RequestReceived(1, method, target, [(b"host", b"example"), *headers], version, ended=True)
+    return RequestReceived(
+        1, method, target, [(b"host", b"example"), *headers], version, ended=True
+    )
 
 
 def connection(*, root_path="", state=None, asgi_version="3.0", **options):
     builder = ScopeBuilder(
         root_path=root_path, state={} if state is None else state, asgi_version=asgi_version
     )
-    options = {"client": ("192.0.2.1", 5000), "server": ("192.0.2.2", 80), "secure": False} | options
+    options = {
+        "client": ("192.0.2.1", 5000),
+        "server": ("192.0.2.2", 80),
+        "secure": False,
+    } | options
     return builder.connection(**options)
 
 
