@@ -672,7 +672,6 @@ class WebSocketConfig(Section):
 
     SECTION: ClassVar[str] = "websocket"
     TITLE: ClassVar[str] = "WebSockets"
-    PENDING: ClassVar[bool] = True
 
     max_message_size: Annotated[
         int,

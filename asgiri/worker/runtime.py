@@ -14,6 +14,7 @@ import gc
 import itertools
 import logging
 import os
+import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -47,6 +48,7 @@ from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
 from asgiri.worker.asgi.loader import LoadedApplication
 from asgiri.worker.asgi.request import RequestEnvironment
 from asgiri.worker.asgi.scope import ScopeBuilder
+from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.protocol.headers import ResponseDefaults
 from asgiri.worker.transport import deadlines
 from asgiri.worker.transport.heartbeat import Heartbeat
@@ -407,17 +409,26 @@ def make_services(
     sweep_period: float = deadlines.PERIOD,
 ) -> WorkerServices:
     """Build what all connections share."""
+    requests = RequestEnvironment(
+        application=application,
+        defaults=response_defaults(config, listeners),
+        counters=Counters(scoreboard),
+        loop=loop,
+        now=time.monotonic,
+        access_log=access_log,
+    )
     return WorkerServices(
         config=config,
         loop=loop,
         now=time.monotonic,
-        requests=RequestEnvironment(
-            application=application,
-            defaults=response_defaults(config, listeners),
-            counters=Counters(scoreboard),
-            loop=loop,
-            now=time.monotonic,
-            access_log=access_log,
+        requests=requests,
+        websockets=WebSocketEnvironment(
+            requests=requests,
+            config=config.websocket,
+            max_queue_size=config.flow.high_water,
+            refuse=scoreboard.refuse,
+            random=random.random,
+            drain_spread=config.workers.graceful_timeout / 2,
         ),
         scopes=ScopeBuilder(
             root_path=config.app.root_path, state=application.state, asgi_version=asgi_version

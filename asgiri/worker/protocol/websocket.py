@@ -1,48 +1,43 @@
-"""WebSocket (RFC 6455) with permessage-deflate (RFC 7692), server side. Sans-IO, over the bytes of
-a tunnel.
+"""WebSocket (RFC 6455), server side. Sans-IO, over the bytes of a tunnel.
 
 The tunnel is whatever the HTTP version gives: the connection after 101, or the DATA of one stream
-(RFC 8441, RFC 9220). wsproto owns frames, masking and UTF-8; this module owns negotiation, messages
-and the two bounds that wsproto lacks: on a message, and on what a compressed one inflates to.
+(RFC 8441, RFC 9220). wsproto owns the parsing of frames, masking and UTF-8; this module owns
+negotiation, messages and their bounds, and what we send: a server's frames are a header of ten
+bytes at most, and wsproto copies the payload four times.
 """
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from wsproto.extensions import Extension, PerMessageDeflate
-from wsproto.frame_protocol import (
-    CloseReason,
-    Frame,
-    FrameDecoder,
-    FrameProtocol,
-    Opcode,
-    ParseFailed,
-    RsvBits,
-)
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason, Frame, FrameProtocol, Opcode, ParseFailed
 
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.events import Headers
+from asgiri.worker.protocol.websocket_deflate import Deflate, parse_offer
 
+VERSION: Final = b"13"
 NO_CODE: Final = 1005
 """Stands for a close frame without a code; never sent (RFC 6455 §7.4.1)."""
 MAX_FRAGMENTS: Final = 65536
 """Frames of one message. Their number is no bound on memory once joined, but each costs time:
 16 MiB in frames of 256 bytes is more than any client sends."""
-_FLUSH_TAIL: Final = b"\x00\x00\xff\xff"
-_OFFER: Final = re.compile(
-    r"(?P<name>client_no_context_takeover|server_no_context_takeover|client_max_window_bits"
-    r"|server_max_window_bits)(?:\s*=\s*\"?(?P<bits>[89]|1[0-5])\"?)?"
-)
+MAX_REASON: Final = 123
+"""Bytes of a close frame's reason (RFC 6455 §5.5)."""
+
+_FIN: Final = 0x80
+_COMPRESSED: Final = 0x40
 
 _FAILURES: Final = {
     CloseReason.INVALID_FRAME_PAYLOAD_DATA: Refusal.WEBSOCKET_BAD_TEXT,
     CloseReason.MESSAGE_TOO_BIG: Refusal.WEBSOCKET_TOO_BIG,
 }
+_SENDABLE: Final = frozenset(
+    (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
+)
 
 
 @dataclass(slots=True)
@@ -50,6 +45,8 @@ class MessageReceived:
     """A whole message: str for a text one, bytes for a binary one."""
 
     content: str | bytes
+    size: int
+    """In bytes."""
 
 
 @dataclass(slots=True)
@@ -90,113 +87,33 @@ WebSocketEvent = MessageReceived | PingReceived | PongReceived | CloseReceived |
 class Negotiation:
     """What the request's fields offer and what is taken of it."""
 
+    version_is_known: bool
     subprotocols: list[str]
-    deflate: PerMessageDeflate | None
-    extension_field: bytes | None
-    """Value of sec-websocket-extensions in the answer."""
+    deflate: Deflate | None
 
 
 def negotiate_untrusted(headers: Headers, *, deflate: bool, max_message_size: int) -> Negotiation:
-    """Read sec-websocket-protocol and -extensions. Never raises: what is malformed is not taken."""
+    """Read what the client offers. Never raises: what is malformed is not taken."""
+    versions: list[bytes] = []
     subprotocols: list[str] = []
     offers: list[str] = []
     for name, value in headers:
-        if name == b"sec-websocket-protocol":
+        if name == b"sec-websocket-version":
+            versions.append(value)
+        elif name == b"sec-websocket-protocol":
             subprotocols += _members(value)
-        elif name == b"sec-websocket-extensions":
+        elif name == b"sec-websocket-extensions" and deflate:
             offers += _members(value)
-    if deflate:
-        for offer in offers:
-            extension = _BoundedDeflate(max_message_size)
-            if (parameters := _accept_deflate(extension, offer)) is not None:
-                field = "; ".join(("permessage-deflate", *parameters)).encode("ascii")
-                return Negotiation(subprotocols, extension, field)
-    return Negotiation(subprotocols, None, None)
+    for offer in offers:
+        if (parameters := parse_offer(offer)) is not None:
+            extension = Deflate(parameters, max_message_size=max_message_size)
+            return Negotiation(versions == [VERSION], subprotocols, extension)
+    return Negotiation(versions == [VERSION], subprotocols, None)
 
 
 def _members(value: bytes) -> list[str]:
     members = (member.strip(b" \t") for member in value.split(b","))
     return [member.decode("ascii") for member in members if member and member.isascii()]
-
-
-def _accept_deflate(extension: PerMessageDeflate, offer: str) -> list[str] | None:
-    """RFC 7692 §7.1: "a server MUST decline" an offer with unknown, repeated or invalid
-    parameters.
-    """
-    name, *parameters = (part.strip() for part in offer.split(";"))
-    if name.lower() != extension.name:
-        return None
-    seen: set[str] = set()
-    for parameter in parameters:
-        match = _OFFER.fullmatch(parameter)
-        if match is None or match["name"] in seen:
-            return None
-        takes_bits = match["name"].endswith("bits")
-        if (match["bits"] is not None) > takes_bits:
-            return None
-        if match["name"] == "server_max_window_bits" and match["bits"] is None:
-            return None
-        seen.add(match["name"])
-    # zlib has no window of 2^8 bytes, and wsproto refuses it: then another offer, or none, is
-    # taken.
-    accepted = extension.accept(offer.replace('"', ""))
-    if not isinstance(accepted, str):
-        return None
-    return accepted.split("; ") if accepted else []
-
-
-class _BoundedDeflate(PerMessageDeflate):
-    """wsproto's extension with the receiving side written anew: it inflates without a bound, and a
-    control frame between the fragments of a compressed message makes it forget that it is
-    compressed.
-    """
-
-    def __init__(self, max_message_size: int) -> None:
-        super().__init__()
-        self._max_message_size = max_message_size
-        self._inflater: zlib._Decompress | None = None
-        self._message_compressed = False
-        self._frame_compressed = False
-        self._inflated = 0
-
-    def frame_inbound_header(
-        self, proto: FrameDecoder | FrameProtocol, opcode: Opcode, rsv: RsvBits, payload_length: int
-    ) -> CloseReason | RsvBits:
-        if opcode.iscontrol() or opcode is Opcode.CONTINUATION:
-            # RFC 7692 §6.1: only the first frame of a message carries the bit.
-            if rsv.rsv1:
-                return CloseReason.PROTOCOL_ERROR
-            self._frame_compressed = self._message_compressed and not opcode.iscontrol()
-        else:
-            self._message_compressed = self._frame_compressed = rsv.rsv1
-            self._inflated = 0
-        return RsvBits(True, False, False)
-
-    def frame_inbound_payload_data(
-        self, proto: FrameDecoder | FrameProtocol, data: bytes
-    ) -> bytes | CloseReason:
-        return self._inflate(data) if self._frame_compressed else data
-
-    def frame_inbound_complete(
-        self, proto: FrameDecoder | FrameProtocol, fin: bool
-    ) -> bytes | CloseReason | None:
-        if not (fin and self._frame_compressed):
-            return None
-        rest = self._inflate(_FLUSH_TAIL)
-        if self.client_no_context_takeover or (self._inflater and self._inflater.eof):
-            self._inflater = None
-        return rest
-
-    def _inflate(self, compressed: bytes) -> bytes | CloseReason:
-        if self._inflater is None:
-            self._inflater = zlib.decompressobj(-self.client_max_window_bits)
-        room = self._max_message_size - self._inflated
-        try:
-            plain = self._inflater.decompress(compressed, room + 1)
-        except zlib.error:
-            return CloseReason.INVALID_FRAME_PAYLOAD_DATA
-        self._inflated += len(plain)
-        return plain if len(plain) <= room else CloseReason.MESSAGE_TOO_BIG
 
 
 class WebSocketCodec:
@@ -207,12 +124,13 @@ class WebSocketCodec:
     messages.
     """
 
-    def __init__(self, *, max_message_size: int, deflate: PerMessageDeflate | None = None) -> None:
+    def __init__(self, *, max_message_size: int, deflate: Deflate | None = None) -> None:
         extensions: list[Extension] = [] if deflate is None else [deflate]
         self._frames = FrameProtocol(client=False, extensions=extensions)
         self._received: Iterator[Frame] = iter(())
+        self._deflate = deflate
         self._max_message_size = max_message_size
-        self._parts: list[str | bytes] = []
+        self._parts: list[Any] = []
         self._size = 0
         self._ended = False
 
@@ -244,27 +162,23 @@ class WebSocketCodec:
                 return PongReceived(payload)
             case Opcode.CLOSE:
                 self._ended = True
-                return CloseReceived(int(payload[0]), payload[1] or "")
+                return CloseReceived(int(payload[0]), payload[1])
         return self._message_part(payload, finished=frame.message_finished)
 
     def _message_part(self, part: str | bytes, *, finished: bool) -> WebSocketEvent | None:
-        if finished and not self._parts and len(part) <= self._max_message_size // 4:
-            # The usual case; a character has 4 bytes at most.
-            return MessageReceived(part)
-        self._parts.append(part)
         self._size += len(part) if isinstance(part, bytes) or part.isascii() else len(part.encode())
         if self._size > self._max_message_size:
             detail = f"message of more than {self._max_message_size} bytes"
             return self._violation(1009, Refusal.WEBSOCKET_TOO_BIG, detail)
+        self._parts.append(part)
         if len(self._parts) > MAX_FRAGMENTS:
             detail = f"message of more than {MAX_FRAGMENTS} parts"
             return self._violation(1008, Refusal.WEBSOCKET_FRAGMENT_FLOOD, detail)
         if not finished:
             return None
-        joined = type(part)().join(self._parts)  # type: ignore[arg-type]
-        self._parts = []
-        self._size = 0
-        return MessageReceived(joined)
+        parts, self._parts = self._parts, []
+        size, self._size = self._size, 0
+        return MessageReceived(part if len(parts) == 1 else type(part)().join(parts), size)
 
     def _violation(self, code: int, reason: Refusal, detail: str) -> WebSocketViolation:
         self._ended = True
@@ -273,30 +187,54 @@ class WebSocketCodec:
 
     # Sending
 
-    def send_message(self, content: str | bytes) -> bytes:
-        """Write one message in one frame."""
-        return bytes(self._frames.send_data(content, fin=True))
+    def send_message(self, content: str | bytes) -> list[bytes]:
+        """Write one message in one frame. Its parts, so that a long payload is not copied."""
+        opcode = Opcode.BINARY
+        if isinstance(content, str):
+            opcode = Opcode.TEXT
+            content = content.encode()
+        if self._deflate is None:
+            return _frame(_FIN | opcode, content)
+        return _frame(_FIN | _COMPRESSED | opcode, self._deflate.compress(content))
 
     def send_ping(self, payload: bytes) -> bytes:
         """Write a ping of at most 125 bytes."""
-        return bytes(self._frames.ping(payload))
+        return _control_frame(Opcode.PING, payload)
 
     def send_pong(self, payload: bytes) -> bytes:
         """Write the answer to a ping."""
-        return bytes(self._frames.pong(payload))
+        return _control_frame(Opcode.PONG, payload)
 
     def send_close(self, code: int, reason: str = "") -> bytes:
         """Write the close frame, without a code for 1005; a longer reason than 123 bytes is cut."""
         if code == NO_CODE:
-            return bytes(self._frames.close())
-        return bytes(self._frames.close(code, reason))
+            return _control_frame(Opcode.CLOSE, b"")
+        text = reason.encode()
+        if len(text) > MAX_REASON:
+            text = text[:MAX_REASON].decode(errors="ignore").encode()
+        return _control_frame(Opcode.CLOSE, code.to_bytes(2) + text)
+
+
+JOINED_PAYLOAD: Final = 16384
+"""Longest payload that is copied behind its header, to be one write."""
+
+
+def _frame(first: int, payload: bytes) -> list[bytes]:
+    size = len(payload)
+    if size < 126:
+        return [b"%c%c%b" % (first, size, payload)]
+    if size <= JOINED_PAYLOAD:
+        return [b"%c\x7e%b%b" % (first, size.to_bytes(2), payload)]
+    if size < 65536:
+        return [b"%c\x7e%b" % (first, size.to_bytes(2)), payload]
+    return [b"%c\x7f%b" % (first, size.to_bytes(8)), payload]
+
+
+def _control_frame(opcode: Opcode, payload: bytes) -> bytes:
+    assert len(payload) < 126
+    return b"%c%c%b" % (_FIN | opcode, len(payload), payload)
 
 
 def close_code_is_valid(code: int) -> bool:
     """What an application may close with: RFC 6455 §7.4.1 and §7.4.2, and the codes IANA added."""
     return code in _SENDABLE or 3000 <= code <= 4999
-
-
-_SENDABLE: Final = frozenset(
-    (1000, 1001, 1002, 1003, 1007, 1008, 1009, 1010, 1011, 1012, 1013, 1014)
-)

@@ -11,6 +11,7 @@ from asgiri.config import Config
 from asgiri.ipc.scoreboard import Scoreboard
 from asgiri.worker.asgi.request import RequestEnvironment
 from asgiri.worker.asgi.scope import ScopeBuilder
+from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.transport.deadlines import Deadlines
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class WorkerServices:
     """
     requests: RequestEnvironment
     """What an exchange needs: application, response defaults, counters, access log."""
+    websockets: WebSocketEnvironment
     scopes: ScopeBuilder
     scoreboard: Scoreboard
     deadlines: Deadlines

@@ -16,9 +16,11 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Sequence
 
+from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.asgi.request import HttpRequest
 from asgiri.worker.asgi.scope import ConnectionScope
 from asgiri.worker.asgi.types import Exchange
+from asgiri.worker.asgi.websocket import WebSocketSession
 from asgiri.worker.protocol.events import (
     BodyEnded,
     BodyReceived,
@@ -34,6 +36,8 @@ from asgiri.worker.protocol.events import (
     StreamReset,
     StreamResumed,
 )
+from asgiri.worker.protocol.headers import response_head
+from asgiri.worker.protocol.websocket import VERSION, negotiate_untrusted
 from asgiri.worker.transport.services import WorkerServices
 
 logger = logging.getLogger("asgiri.worker")
@@ -200,11 +204,37 @@ class HttpSession:
                     self._end(reason)
 
     def _begin_exchange(self, event: RequestReceived) -> None:
-        # A WebSocketSession starts here when `event.protocol == "websocket"` (issue 3). Until then
-        # the request is served as plain HTTP: RFC 9110 §7.8, "a server MAY ignore a received
-        # Upgrade".
+        if event.protocol == "websocket":
+            self._begin_websocket(event)
+            return
         exchange = HttpRequest(self, event, self._scopes.http_scope(event), self._services.requests)
-        self._exchanges[event.stream_id] = exchange
+        self._start(event.stream_id, exchange)
+
+    def _begin_websocket(self, event: RequestReceived) -> None:
+        services = self._services
+        config = services.config.websocket
+        negotiation = negotiate_untrusted(
+            event.headers,
+            deflate=config.per_message_deflate,
+            max_message_size=config.max_message_size,
+        )
+        if not negotiation.version_is_known:
+            # HTTP/1.1 has answered 426 itself, which takes a field that HTTP/2 and 3 do not have.
+            refusal, detail = Refusal.WEBSOCKET_BAD_HANDSHAKE, "sec-websocket-version"
+            self._violation(PeerViolation(refusal, detail))
+            headers = [(b"sec-websocket-version", VERSION), (b"content-length", b"0")]
+            head = response_head(400, headers, defaults=services.requests.defaults)
+            self.send_response(event.stream_id, head, b"", ended=True)
+            self._take(self._engine.release(event.stream_id))
+            return
+        scope = self._scopes.websocket_scope(event, negotiation.subprotocols)
+        exchange = WebSocketSession(self, event, scope, negotiation, services.websockets)
+        self._start(event.stream_id, exchange)
+        if services.draining:
+            exchange.drain()
+
+    def _start(self, stream_id: int, exchange: HttpRequest | WebSocketSession) -> None:
+        self._exchanges[stream_id] = exchange
         if self._writing_paused:
             exchange.pause_writing()
         exchange.start()
