@@ -92,6 +92,7 @@ class TcpConnection(HttpSession, asyncio.Protocol):
     # asyncio.Protocol; pause_writing and resume_writing are HttpSession's
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stage = Stage.CLOSING  # uvloop's transports raise when they are used from here on
         self._services.deadlines.discard(self)
         self._closed()
         self.connection_gone()

@@ -169,9 +169,8 @@ class HttpSession:
     # Events of the engine
 
     def _handle(self, event: Event) -> None:
-        if (
-            type(event) is RequestReceived
-        ):  # a third of the time of `match`, and the only one of most exchanges
+        # Most exchanges have no other event, and this takes a third of the time of `match`.
+        if type(event) is RequestReceived:
             self._begin_exchange(event)
             return
         match event:
