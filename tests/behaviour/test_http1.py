@@ -225,10 +225,6 @@ BAD_REQUESTS = {
     "large head": (b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: " + LONG * 5 + b"\r\n\r\n", {431}),
     "large head without end": (b"GET / HTTP/1.1\r\nhost: a\r\nx: " + LONG * 5, {431}),
     "many fields": (b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 200 + b"\r\n", {431}),
-    "unknown expectation": (
-        b"POST / HTTP/1.1\r\nhost: a\r\nexpect: 200-maybe\r\ncontent-length: 1\r\n\r\na",
-        {417},
-    ),
 }
 
 

@@ -26,7 +26,7 @@ async def test_a_head_of_reasonable_size_is_served(connection: ClientConnection)
 
 
 async def test_too_large_a_field_is_refused(connect: Connect):
-    await assert_refused(await connect(), [("x-large", "v" * 200_000)])
+    await assert_refused(await connect(), [("x-large", "v" * 60_000), ("x-more", "v" * 10_000)])
     assert (await request(await connect(), "GET", "/hello")).status == 200
 
 
@@ -38,7 +38,7 @@ async def test_too_many_fields_are_refused(connect: Connect):
 async def test_too_long_a_path_is_refused(connect: Connect):
     connection = await connect()
     try:
-        exchange = await connection.start("GET", "/" + "p" * 200_000)
+        exchange = await connection.start("GET", "/" + "p" * 60_000, [("x-more", "v" * 10_000)])
         response = await read_response(exchange)
     except ExchangeFailed:
         pass

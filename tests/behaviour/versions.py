@@ -10,6 +10,7 @@ from typing import Any
 from tests.support.client import ClientConnection
 from tests.support.http1_client import Http1Connection
 from tests.support.http2_client import Http2Connection
+from tests.support.http3_client import Http3Connection
 from tests.support.server import Server
 
 ROOT_PATH = "/mounted"
@@ -29,10 +30,12 @@ class ServerSetup:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+# A QUIC client that vanished is waited for when the server stops; not for long in a test.
+SHORT = {"graceful_timeout": 5}
 SERVERS = {
-    ServerKind.CLEARTEXT: ServerSetup(options={"http1_parser": "httptools"}),
-    ServerKind.CLEARTEXT_H11: ServerSetup(options={"http1_parser": "h11"}),
-    ServerKind.TLS: ServerSetup(tls=True, options={"http3": True}),
+    ServerKind.CLEARTEXT: ServerSetup(options={**SHORT, "http1_parser": "httptools"}),
+    ServerKind.CLEARTEXT_H11: ServerSetup(options={**SHORT, "http1_parser": "h11"}),
+    ServerKind.TLS: ServerSetup(tls=True, options={**SHORT, "http3": True}),
 }
 
 
@@ -61,6 +64,13 @@ async def connect_http1(server: Server, **options: Any) -> Http1Connection:
     return await Http1Connection.connect("127.0.0.1", server.port, tls=tls, **options)
 
 
+async def connect_http3(
+    server: Server, *, receive_buffer: int | None = None, **options: Any
+) -> Http3Connection:
+    """Streams have windows of their own, so a small socket buffer adds nothing."""
+    return await Http3Connection.connect("127.0.0.1", server.port, **options)
+
+
 async def connect_http2(server: Server, **options: Any) -> Http2Connection:
     tls = server.client_context("h2", "http/1.1")
     return await Http2Connection.connect("127.0.0.1", server.port, tls=tls, **options)
@@ -72,4 +82,5 @@ VERSIONS = [
     Version("http1-tls", "1.1", ServerKind.TLS, connect_http1),
     Version("http2", "2", ServerKind.CLEARTEXT, connect_http2),
     Version("http2-tls", "2", ServerKind.TLS, connect_http2),
+    Version("http3", "3", ServerKind.TLS, connect_http3),
 ]

@@ -28,6 +28,10 @@ class BrokenAppError(DeliberateError):
     """What an application's bug looks like."""
 
 
+class ClientGoneError(DeliberateError):
+    """As frameworks raise when a body ends early; a server logs it as any other error."""
+
+
 def path(name: str) -> Callable[[Handler], Handler]:
     def register(handler: Handler) -> Handler:
         HANDLERS[name] = handler
@@ -66,7 +70,7 @@ async def body_parts(receive: Any) -> Any:
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ConnectionError("the client went away")
+            raise ClientGoneError("before the body was complete")
         yield message.get("body", b"")
         if not message.get("more_body", False):
             return
@@ -266,14 +270,17 @@ async def without_lifespan(scope: Scope, receive: Any, send: Any) -> None:
 
 
 async def failing_lifespan(scope: Scope, receive: Any, send: Any) -> None:
+    assert scope["type"] == "lifespan"
     await receive()
     await send({"type": "lifespan.startup.failed", "message": "no database"})
 
 
 async def raising_lifespan(scope: Scope, receive: Any, send: Any) -> None:
     """Takes part in the lifespan protocol, then breaks."""
-    await receive()
-    raise DeliberateError("startup broke")
+    if scope["type"] == "lifespan":
+        await receive()
+        raise DeliberateError("startup broke")
+    await app(scope, receive, send)
 
 
 def factory() -> Any:

@@ -180,7 +180,7 @@ class AppCall:
         return await within(self._order("receive_all"), "the request body in the application")
 
     async def send(self, message: Message) -> None:
-        await within(self.start_send(message), f"send({message['type']}) in the application")
+        await within(self.start_send(message), f"send({message}) in the application")
 
     def start_send(self, message: Message) -> asyncio.Future[None]:
         return self._order("send", message)

@@ -43,7 +43,7 @@ COMPLAINTS = re.compile(
 )
 OPTION_VARIABLE = re.compile("ASGIRI_|PORT$|WEB_CONCURRENCY$|FORWARDED_ALLOW_IPS$|NO_COLOR$")
 CHAINED = re.compile("During handling of the above|The above exception was the direct")
-DELIBERATE = r"DeliberateError|BrokenAppError"
+DELIBERATE = r"DeliberateError|BrokenAppError|ClientGoneError"
 
 T = TypeVar("T")
 
@@ -161,7 +161,8 @@ class ServerOptions:
     """Options of the interpreter."""
 
     def command(self) -> list[str]:
-        options = {"bind": "127.0.0.1:0", "workers": self.workers, **self.options}
+        defaults = {"bind": "127.0.0.1:0", "workers": self.workers, "access_log": False}
+        options = {**defaults, **self.options}
         if self.tls:
             files = certificates()
             options |= {"certfile": files.certfile, "keyfile": files.keyfile}
