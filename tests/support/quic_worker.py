@@ -130,7 +130,7 @@ def _ring() -> tuple[RecordWriter, RingReader]:
 
 def _stream() -> tuple[RecordWriter, StreamReader]:
     ours, theirs = record_stream_pair()
-    return StreamWriter(ours, RING_SIZE), StreamReader(theirs)
+    return StreamWriter(ours, RING_SIZE), StreamReader(theirs, RING_SIZE)
 
 
 def _bound(host: str, *, wildcard: bool) -> socket.socket:

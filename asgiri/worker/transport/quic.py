@@ -174,6 +174,7 @@ class QuicEndpoint:
         self._sessions: set[QuicSession] = set()
         self._half_open = 0
         self._touched: list[QuicSession] = []
+        self._is_closed = False
 
     # For the runtime
 
@@ -195,7 +196,10 @@ class QuicEndpoint:
         return not self._sessions
 
     def close(self) -> None:
-        """Close all connections, and what the endpoint owns."""
+        """Close all connections, and what the endpoint owns. The second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         for session in list(self._sessions):
             session.close()
         self._transmit_touched()
