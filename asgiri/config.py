@@ -694,7 +694,7 @@ class WebSocketConfig(Section):
     ping_timeout: Annotated[float, Option("--ws-ping-timeout", unit=Unit.SECONDS, minimum=0)] = 20.0
     """How long to wait for the answer before closing; 0 for ever."""
 
-    per_message_deflate: Annotated[bool, Option("--ws-per-message-deflate", pending=True)] = True
+    per_message_deflate: Annotated[bool, Option("--ws-per-message-deflate")] = True
     """Compress messages for clients that offer it."""
 
     max_queue: Annotated[int, Option("--ws-max-queue", minimum=1)] = 32
