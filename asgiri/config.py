@@ -812,9 +812,7 @@ class WorkerConfig(Section):
     """Workers that a reload may start beyond their usual number at once; 0 for all. Fewer need
     less memory and more time."""
 
-    balance: Annotated[
-        Literal["connection", "request", "auto"], Option("--balance", pending=True)
-    ] = "auto"
+    balance: Annotated[Literal["connection", "request", "auto"], Option("--balance")] = "auto"
     """Whether connections or single requests are spread over the workers. Auto moves requests
     while handlers keep an event loop busy for more than 5 ms at a time."""
 

@@ -120,7 +120,7 @@ class DeclaredOption:
 
     @property
     def pending(self) -> bool:
-        return self.option.pending or self.owner.PENDING
+        return self.option.pending
 
     # Description
 
@@ -252,8 +252,6 @@ class Section:
 
     SECTION: ClassVar[str]
     TITLE: ClassVar[str]
-    PENDING: ClassVar[bool] = False
-    """Whether all of its options are pending (see `Option.pending`)."""
 
     def __post_init__(self) -> None:
         values = ((declared, getattr(self, declared.field)) for declared in options_of(type(self)))
