@@ -4,6 +4,7 @@ Every option is generated from its declaration in `config`. All problems are tol
 one line that names the option as it was given, its value and the remedy.
 """
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -203,6 +204,7 @@ EPILOG: Final = (
 )
 
 
+@functools.cache
 def build_command() -> click.Command:
     """Generate the command from the declarations."""
     parameters: list[click.Parameter] = [click.Argument(["words"], nargs=-1, metavar="APP")]
