@@ -1,9 +1,9 @@
 """How long do clients wait while another client keeps one worker busy?
 
-One client asks for a page whose handler computes for 200 ms, again and again. Meanwhile others ask for
-a trivial page: on keep-alive connections, one request at a time with a pause between two, and on new
-connections. Prints how long they waited, and how many pages the busy client got. A server whose
-workers are not all busy has no reason to let anybody wait.
+One client asks for a page whose handler computes for 200 ms, again and again. Meanwhile others ask
+for a trivial page: on keep-alive connections, one request at a time with a pause between two, and
+on new connections. Prints how long they waited, and how many pages the busy client got. A server
+whose workers are not all busy has no reason to let anybody wait.
 
 HTTP/1.1 in cleartext on all servers found; `--version tls|http2|http3` measures asgiri alone.
 """
@@ -23,7 +23,8 @@ from lib.servers import Contender, Place, certificate, free_port, running
 
 APP = "busy_app:app"
 PAUSE = 0.02
-"""Seconds between two requests of a keep-alive connection: 16 of them are 800 requests a second at most."""
+"""Seconds between two requests of a keep-alive connection: 16 of them are 800 requests a second at
+most."""
 NEW_PAUSE = 0.01
 
 

@@ -203,6 +203,8 @@ class AssignmentCell(enum.IntEnum):
     """New connections refused because the ring was fuller than they may fill it."""
     TAKEN_BACK = 8
     """Connections that the worker had not read in time."""
+    HAND_BACK = 9
+    """1 while the worker shall give idle connections back, else 0."""
 
 
 class _Page:

@@ -19,12 +19,13 @@ import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from asgiri.errors import ChannelClosedError
 from asgiri.ipc.channel import MAX_FDS
 from asgiri.ipc.scoreboard import AssignmentCell
 from asgiri.master.binding import Listener
+from asgiri.master.idle import Connection, IdlePool
 from asgiri.master.loop import EventLoop, Timer
 from asgiri.master.processes import WorkerHandle
 
@@ -55,14 +56,6 @@ class Chooser(Protocol):
     def withdrawn_tcp(self, worker_id: int, count: int = 1) -> int: ...
 
 
-class Connection(NamedTuple):
-    """An accepted connection that is the master's."""
-
-    listener: int
-    fd: int
-    client_ip: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptorStatistics:
     """Counters since the start, and the queue's length."""
@@ -82,17 +75,34 @@ class AcceptorStatistics:
     """Times that the system was out of descriptors or memory."""
     abandoned: int
     """Connections that were closed unserved when the server stopped."""
+    handed_back: int
+    """Times that a worker gave an idle connection back."""
+    idle: int
+    """Connections that wait in the master for their next request."""
+    expired: int
+    """Connections that were closed because it did not come in time."""
 
 
 class Acceptor:
     """Owns accepted connections until a worker does. Listeners belong to whoever passes them."""
 
     def __init__(
-        self, loop: EventLoop, chooser: Chooser, workers: Mapping[int, WorkerHandle]
+        self,
+        loop: EventLoop,
+        chooser: Chooser,
+        workers: Mapping[int, WorkerHandle],
+        *,
+        keep_alive: float,
+        by_client_ip: bool = False,
     ) -> None:
+        """`keep_alive`: seconds that a connection handed back may wait for its next request.
+        `by_client_ip`: the chooser asks for the client's address.
+        """
         self._loop = loop
         self._chooser = chooser
         self._workers = workers
+        self._by_client_ip = by_client_ip
+        self._idle = IdlePool(loop, self._awake, keep_alive=keep_alive)
         self._listeners: Sequence[Listener] = ()
         self._resting = True
         self._queue: deque[Connection] = deque()
@@ -102,6 +112,7 @@ class Acceptor:
         self._quiet_until = 0.0
         self._accepted = self._handed_off = self._queued = self._recovered = 0
         self._taken_back = self._aborted = self._exhausted = self._abandoned = 0
+        self._handed_back = 0
 
     # Listening
 
@@ -120,10 +131,12 @@ class Acceptor:
         self._listeners = ()
         if self._pause is not None:
             self._pause.cancel()
+        self._idle.close()
 
     def close(self) -> None:
         """Close what was never served. Workers have what they have."""
         self._rest()
+        self._idle.close()
         if self._pause is not None:
             self._pause.cancel()
         if self._queue_timer is not None:
@@ -276,6 +289,20 @@ class Acceptor:
         if len(self._queue) < QUEUE_SIZE:
             self._wake()
 
+    # Idle connections
+
+    def handed_back(self, connections: Sequence[tuple[int, int]]) -> None:
+        """Own connections that a worker gave back: (listener, descriptor) pairs."""
+        self._handed_back += len(connections)
+        for index, fd in connections:
+            ip = client_ip(fd) if self._by_client_ip else ""
+            connection = Connection(index, fd, ip)
+            if not self._listeners or not self._idle.add(connection):
+                self.dispatch([connection])
+
+    def _awake(self, connection: Connection) -> None:
+        self.dispatch([connection])
+
     # Reading back
 
     def recover(self, worker: WorkerHandle) -> int:
@@ -314,6 +341,9 @@ class Acceptor:
             aborted=self._aborted,
             exhausted=self._exhausted,
             abandoned=self._abandoned,
+            handed_back=self._handed_back,
+            idle=len(self._idle),
+            expired=self._idle.expired,
         )
 
 

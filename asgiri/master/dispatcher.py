@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from asgiri.ipc.scoreboard import Cell
+from asgiri.master.balance import WorkerLoad
 
 __all__ = ["OBSERVE_INTERVAL", "BalancePolicy", "Dispatcher", "DispatcherStatistics", "LoadView"]
 
@@ -55,6 +56,8 @@ _REQUESTS_ACTIVE: Final = int(Cell.REQUESTS_ACTIVE)
 _TCP_ADOPTED: Final = int(Cell.TCP_ADOPTED)
 _TCP_CLOSED: Final = int(Cell.TCP_CLOSED)
 _TCP_HANDED_BACK: Final = int(Cell.TCP_HANDED_BACK)
+_TCP_OPEN: Final = int(Cell.TCP_OPEN)
+_QUIC_OPEN: Final = int(Cell.QUIC_OPEN)
 _QUIC_OPENED: Final = int(Cell.QUIC_OPENED)
 _QUIC_CLOSED: Final = int(Cell.QUIC_CLOSED)
 _U64: Final = (1 << 64) - 1
@@ -98,6 +101,7 @@ class _Worker:
         "_quic_assigned_before_beat",
         "_quic_assigned_since_beat",
         "fresh",
+        "lag",
         "score",
         "slot",
         "tcp_assigned",
@@ -110,6 +114,7 @@ class _Worker:
         self.slot = slot
         self.tcp_assigned = tcp_assigned
         self.fresh = False
+        self.lag = 0.0
         self.score = 0
         self.unadopted = 0
         self._load = load
@@ -125,7 +130,7 @@ class _Worker:
         self.fresh = now - beat <= STALE_AFTER
         self.unadopted = self.tcp_assigned - get(_TCP_ADOPTED)
         # Between two beats the loop is at least as late as its beat.
-        lag = max(get(_LAG_EWMA_US) * 1e-6, now - beat - BEAT_INTERVAL)
+        lag = self.lag = max(get(_LAG_EWMA_US) * 1e-6, now - beat - BEAT_INTERVAL)
         self.score = (
             self.tcp_assigned
             - get(_TCP_CLOSED)
@@ -134,6 +139,11 @@ class _Worker:
             + get(_REQUESTS_ACTIVE) * REQUEST_WEIGHT
             + int(min(lag / LAG_UNIT, LAG_LIMIT))
         )
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that it has, whichever way they came."""
+        return self._load.get(_TCP_OPEN) + self._load.get(_QUIC_OPEN)
 
     def assigned_tcp(self, count: int) -> None:
         self.tcp_assigned += count
@@ -296,6 +306,19 @@ class Dispatcher:
             for worker in self._workers.values()
             if not worker.fresh and worker.unadopted > 0
         ]
+
+    def lags(self, now: float) -> dict[int, float]:
+        """Return how many seconds the event loop of each ready worker is late."""
+        if now >= self._sample_at:
+            self._sample(now)
+        return {worker.worker_id: worker.lag for worker in self._ready}
+
+    def loads(self) -> dict[int, WorkerLoad]:
+        """Return what is outstanding at each ready worker, as of the last look."""
+        return {
+            worker.worker_id: WorkerLoad(worker.score, worker.open_connections)
+            for worker in self._ready
+        }
 
     def statistics(self) -> DispatcherStatistics:
         """Return the counters."""

@@ -16,12 +16,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from asgiri.errors import ChannelClosedError, StartError
+from asgiri.config import Config
+from asgiri.errors import ChannelClosedError, FdsLostError, StartError
 from asgiri.ipc import messages
 from asgiri.ipc.scoreboard import AssignmentCell, Cell, WorkerState
 from asgiri.master import actions
 from asgiri.master.acceptor import Acceptor
 from asgiri.master.actions import Action
+from asgiri.master.balance import BalanceMode, BalanceSwitch, Shedding
 from asgiri.master.dispatcher import OBSERVE_INTERVAL, Dispatcher
 from asgiri.master.loop import EventLoop, Timer
 from asgiri.master.processes import WorkerHandle, WorkerIdentity, WorkerOrder, exit_text, spawn
@@ -55,9 +57,18 @@ class Fleet:
         dispatcher: Dispatcher,
         steering: Steering[WorkerHandle] | None,
         outcome: Callable[[Action], None],
+        config: Config,
     ) -> None:
         self.workers: dict[int, WorkerHandle] = {}
-        self.acceptor = Acceptor(loop, dispatcher, self.workers)
+        self.acceptor = Acceptor(
+            loop,
+            dispatcher,
+            self.workers,
+            keep_alive=config.http1.keep_alive,
+            by_client_ip=config.workers.balance_policy == "client-ip",
+        )
+        self._balance = BalanceSwitch(BalanceMode(config.workers.balance))
+        self._shedding = Shedding()
         self._loop = loop
         self._supervisor = supervisor
         self._dispatcher = dispatcher
@@ -136,7 +147,9 @@ class Fleet:
         self._dispatcher.add_worker(worker.worker_id, worker.slot, worker.scoreboard)
         if self._steering is not None:
             self._steering.add_worker(worker.worker_id, worker, worker)
+        worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
         self._loop.watch_readable(worker.control.fileno(), _Call(self._on_messages, worker))
+        self._loop.watch_readable(worker.connections.fileno(), _Call(self._on_handed_back, worker))
         if worker.pidfd >= 0:
             self._loop.watch_readable(worker.pidfd, _Call(self._on_exit, worker))
         logger.debug("%s: started", worker)
@@ -221,6 +234,15 @@ class Fleet:
             case _:
                 worker.rubbish += 1  # the master's own messages, echoed
 
+    def _on_handed_back(self, worker: WorkerHandle) -> None:
+        """One message of connections that a worker has nothing to do for."""
+        try:
+            self.acceptor.handed_back(worker.connections.receive())
+        except FdsLostError as error:
+            logger.error("%s: connections it handed back were lost: %s", worker, error)
+        except ChannelClosedError:
+            self._loop.unwatch(worker.connections.fileno())
+
     # Exits
 
     def _on_exit(self, worker: WorkerHandle) -> None:
@@ -230,6 +252,7 @@ class Fleet:
         # What it said last, why it failed for example, is still in the channel.
         self._on_messages(worker)
         self._loop.unwatch(worker.control.fileno())
+        self._loop.unwatch(worker.connections.fileno())
         if worker.pidfd >= 0:
             self._loop.unwatch(worker.pidfd)
         if worker.records is not None:
@@ -237,6 +260,7 @@ class Fleet:
         self._dispatcher.remove_worker(worker.worker_id)
         if self._steering is not None:
             self._steering.remove_worker(worker.worker_id)
+        self._take_all_handed_back(worker)
         recovered = self.acceptor.recover(worker)
         if recovered:
             logger.info("%s: %d connections it had not read go to others", worker, recovered)
@@ -248,6 +272,11 @@ class Fleet:
             # Kept until here for the name in what is reported.
             del self.workers[worker.worker_id]
             worker.close()
+
+    def _take_all_handed_back(self, worker: WorkerHandle) -> None:
+        """What it had handed back before it died."""
+        for index, fd in worker.connections.recover():
+            self.acceptor.handed_back([(index, fd)])
 
     def reap(self) -> None:
         """Collect exits that no pidfd tells of. Called on SIGCHLD."""
@@ -284,10 +313,20 @@ class Fleet:
             taken = self.acceptor.take_back(worker)
             if taken:
                 logger.info("%s: stands still; %d connections go to others", worker, taken)
+        self._balance_requests(now)
         self._looks += 1
         if self._looks % SUPERVISE_EVERY == 0:
             vitals = {worker_id: _vitals(worker) for worker_id, worker in self.workers.items()}
             self.decide(self._supervisor.observe(vitals, now))
+
+    def _balance_requests(self, now: float) -> None:
+        was_on = self._balance.on
+        if self._balance.observe(self._dispatcher.lags(now), now) is not was_on:
+            logger.debug("balance: %s", "requests" if self._balance.on else "connections")
+            for worker in self.workers.values():
+                worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
+        for worker_id, count in self._shedding.observe(self._dispatcher.loads(), now).items():
+            self._tell(worker_id, messages.Shed(count))
 
     def abandon(self) -> None:
         """Kill whoever is left, after an error of our own. Nothing is finished."""

@@ -110,7 +110,7 @@ class Master:
             random=random.random,
         )
         self._fleet = Fleet(
-            self._loop, self._supervisor, self._dispatcher, steering, self._carry_out
+            self._loop, self._supervisor, self._dispatcher, steering, self._carry_out, config
         )
         cleanup.callback(self._fleet.acceptor.close)
         cleanup.callback(self._fleet.abandon)

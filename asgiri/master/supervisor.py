@@ -331,13 +331,8 @@ class Supervisor:
     def _settle_slots(self, now: float) -> None:
         """Fill what is empty, empty what is too much."""
         for slot in range(self._target):
-            holders = self._roster.holders(slot)
-            if any(worker.role is Role.SERVING for worker in holders):
-                continue
-            if holders:
-                # Who was to be replaced is gone before its time.
-                holders[0].role = Role.SERVING
-            elif self._roster.may_spawn(slot, now):
+            # A replacement holds it as well, if who was to be replaced is gone before its time.
+            if not self._roster.holders(slot) and self._roster.may_spawn(slot, now):
                 self._spawn(slot, Role.SERVING, now)
         for slot in sorted(self._roster.slots(), reverse=True):
             if slot >= self._target:

@@ -39,7 +39,7 @@ from asgiri.ipc.messages import (
     SetLogLevel,
     Shed,
 )
-from asgiri.ipc.scoreboard import Cell, Scoreboard, WorkerState
+from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard, WorkerState
 from asgiri.ipc.tokens import QuicSecrets
 from asgiri.worker import boot, process
 from asgiri.worker.asgi.application import Application
@@ -51,7 +51,9 @@ from asgiri.worker.asgi.scope import ScopeBuilder
 from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.protocol.headers import ResponseDefaults
 from asgiri.worker.transport import deadlines
+from asgiri.worker.transport.handback import HandBack
 from asgiri.worker.transport.heartbeat import Heartbeat
+from asgiri.worker.transport.http1 import Http1Session
 from asgiri.worker.transport.quic import QuicEndpoint
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.tcp import TcpEndpoint
@@ -80,6 +82,8 @@ def run(control_fd: int) -> int:
     """Be a worker; return the exit status."""
     termination = process.Termination()
     termination.install()
+    # It came through exec; programs that the application starts must not hold it open.
+    os.set_inheritable(control_fd, False)
     control = ControlChannel.adopt(control_fd)
     try:
         hello, resources = boot.receive_hello(control)
@@ -178,6 +182,10 @@ class Worker:
         self._lifespan = Lifespan(
             application, self._services.scopes.lifespan_scope(), config.app.lifespan
         )
+        self._services.hand_back = HandBack(
+            resources.connections, Assignments(resources.segment.assignments), scoreboard
+        )
+        self._was_wanted_back = False
         self._tcp = TcpEndpoint(self._services, hello.listeners, tls=tls)
         self._quic = self._make_quic_endpoint(config)
 
@@ -208,6 +216,7 @@ class Worker:
             self._services.requests,
             orphaned=lambda: process.is_orphan(self._hello.master_pid),
             on_orphaned=self._orphaned,
+            each_beat=self._hand_back_idle,
         )
         self._loop.add_reader(self._control.fileno(), self._read_control)
         try:
@@ -245,6 +254,17 @@ class Worker:
             self._quic.start()
         self._scoreboard.set(Cell.STATE, WorkerState.READY)
         _tell(self._control, Ready(os.getpid()))
+
+    def _hand_back_idle(self) -> None:
+        """When the master begins to want idle connections: those that are idle now, too."""
+        hand_back = self._services.hand_back
+        assert hand_back is not None
+        wanted = hand_back.wanted
+        if wanted and not self._was_wanted_back:
+            for session in list(self._services.sessions):
+                if isinstance(session, Http1Session):
+                    session.hand_back_if_idle()
+        self._was_wanted_back = wanted
 
     def _self_test(self) -> None:
         if self._quic is None or not self._hello.selftest:

@@ -1,4 +1,5 @@
-"""A trivial page, and a handler that computes: /busy?MILLISECONDS keeps its event loop for that long."""
+"""A trivial page, and a handler that computes: /busy?MILLISECONDS keeps its event loop for that
+long."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 
 
 def compute(seconds: float) -> None:
-    """Use the processor, as a model or an image would; processor time, so that every server has to do as much."""
+    """Use the processor, as a model or an image would; processor time, so that every server has to
+    do as much."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         sum(range(1000))

@@ -1,4 +1,5 @@
-"""Clients that ask for one page after the other: HTTP/1.1, 2 and 3, no more than a measurement needs."""
+"""Clients that ask for one page after the other: HTTP/1.1, 2 and 3, no more than a measurement
+needs."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Scene:
         self.dispatcher = Dispatcher(
             BalancePolicy.LEAST_LOADED, random=lambda: 0.5, hash_key=b"key"
         )
-        self.acceptor = Acceptor(loop, self.dispatcher, crew.workers)
+        self.acceptor = Acceptor(loop, self.dispatcher, crew.workers, keep_alive=5.0)
         self.listeners: list[Listener] = []
         self.clients: list[socket.socket] = []
 
@@ -196,7 +196,7 @@ def test_a_channel_that_is_full_makes_connections_wait_in_the_master(scene):
 
     scene.dispatcher = Stubborn(BalancePolicy.LEAST_LOADED, random=lambda: 0.5, hash_key=b"key")
     scene.acceptor.close()
-    scene.acceptor = Acceptor(scene.loop, scene.dispatcher, scene.crew.workers)
+    scene.acceptor = Acceptor(scene.loop, scene.dispatcher, scene.crew.workers, keep_alive=5.0)
     scene.listen()
     (worker,) = scene.hire()
     scene.acceptor.start(scene.listeners)

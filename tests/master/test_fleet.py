@@ -15,7 +15,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from asgiri.config import RingConfig, WorkerConfig
+from asgiri.config import Config, RingConfig, WorkerConfig
 from asgiri.ipc.messages import ReopenLogs, SetLogLevel
 from asgiri.master import fleet as fleet_module
 from asgiri.master.actions import (
@@ -49,7 +49,8 @@ class Scene:
         self.dispatcher = Dispatcher(
             BalancePolicy.LEAST_LOADED, random=lambda: 0.5, hash_key=b"key"
         )
-        self.fleet = Fleet(self.loop, self.supervisor, self.dispatcher, None, self.take)
+        config = Config.from_values({"app": {"target": "app:app"}})
+        self.fleet = Fleet(self.loop, self.supervisor, self.dispatcher, None, self.take, config)
         self.listener = bind_port("127.0.0.1", 0, ("tcp",), 4096)[0]
         self.listener.index = 0
         self.clients: list[socket.socket] = []

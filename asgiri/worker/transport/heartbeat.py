@@ -35,6 +35,7 @@ class Heartbeat:
         *,
         orphaned: Callable[[], bool],
         on_orphaned: Callable[[], None],
+        each_beat: Callable[[], None],
     ) -> None:
         """`orphaned` says that the master is dead; then `on_orphaned` is called, once."""
         self._loop = loop
@@ -42,6 +43,7 @@ class Heartbeat:
         self._requests = requests
         self._orphaned = orphaned
         self._on_orphaned: Callable[[], None] | None = on_orphaned
+        self._each_beat = each_beat
         self._count = 0
         self._lag = 0.0
         self._lag_max = 0.0
@@ -70,6 +72,7 @@ class Heartbeat:
         put(Cell.BEAT_COUNT, self._count)
         put(Cell.BEAT_NS, now_ns)
         self._requests.counters.publish()
+        self._each_beat()
         self._renew_date()
         if now >= self._memory_due:
             self._memory_due = now + MEMORY_INTERVAL

@@ -32,6 +32,9 @@ SwitchToHttp2 = Callable[[bytes], Http2Session | None]
 """Makes the session that goes on with the connection, from HTTP2-Settings; None if they are wrong.
 """
 
+GiveBack = Callable[[int], bool]
+"""Gives a descriptor to the master; see `handback`."""
+
 WAITING: Final = Http1Phase.WAITING
 HEAD: Final = Http1Phase.HEAD
 BODY: Final = Http1Phase.BODY
@@ -45,6 +48,7 @@ class Http1Session(TcpConnection):
         "_armed_phase",
         "_backlog",
         "_drain_due",
+        "_hand_back",
         "_held",
         "_held_parts",
         "_http1",
@@ -63,13 +67,16 @@ class Http1Session(TcpConnection):
         *,
         head_deadline: float,
         switch_to_http2: SwitchToHttp2 | None = None,
+        hand_back: GiveBack | None = None,
     ) -> None:
         """`head_deadline`: when the first head must be complete; it counts from accept.
-        `switch_to_http2` is given where the peer may upgrade.
+        `switch_to_http2` is given where the peer may upgrade, `hand_back` where the connection has
+        no state beyond the kernel's (no TLS).
         """
         super().__init__(services, engine, scopes, transport, closed)
         self._http1 = engine
         self._switch_to_http2 = switch_to_http2
+        self._hand_back = hand_back
         self._held: RequestReceived | None = None
         """A request that goes on as HTTP/2 once its body is complete."""
         self._held_parts: list[bytes] = []
@@ -80,7 +87,7 @@ class Http1Session(TcpConnection):
         self.deadline = head_deadline
         self._request_open = False
         """The peer has more to send of what we shall not read."""
-        self._drain_due = services.draining
+        self._drain_due = services.draining and not self._is_wanted_back
         """The engine is to be told with the next request; told while it waits, it would end."""
 
     # asyncio.Protocol
@@ -216,6 +223,9 @@ class Http1Session(TcpConnection):
         config = self._services.config.http1
         if phase is WAITING:
             self.deadline = self._services.now() + config.keep_alive
+            if self._is_wanted_back:
+                # When what is written has left: uvloop writes at the end of its turn.
+                self._services.loop.call_soon(self.hand_back_if_idle)
         elif phase is not HEAD:
             self.deadline = self._services.now() + self._write_timeout
         elif self._armed_phase is not HEAD:
@@ -258,9 +268,37 @@ class Http1Session(TcpConnection):
                 return exchange.body_awaited_since
         return self.deadline - self._write_timeout
 
+    # Handing back
+
+    @property
+    def _is_wanted_back(self) -> bool:
+        hand_back = self._services.hand_back
+        return self._hand_back is not None and hand_back is not None and hand_back.wanted
+
+    def hand_back_if_idle(self) -> None:
+        """Give the connection to the master, unless a byte of it is still to be dealt with here."""
+        if (
+            self._hand_back is None
+            or self._stage is not Stage.OPEN
+            or self._http1.phase is not WAITING
+            or self._transport.get_write_buffer_size()
+        ):
+            return
+        # First, so that nothing comes between the look and the handing over.
+        self._transport.pause_reading()
+        if self._hand_back(self._transport.get_extra_info("socket").fileno()):
+            self._closed = _counted_by_hand_back
+            self._abort("handed back")
+        else:
+            self._transport.resume_reading()
+
     # Drain
 
     def begin_drain(self) -> None:
+        if self._is_wanted_back:
+            # Nothing to tell the client: another worker serves its next request.
+            self.hand_back_if_idle()
+            return
         if self._http1.phase is not WAITING:
             super().begin_drain()
             return
@@ -272,3 +310,7 @@ class Http1Session(TcpConnection):
 
     def finish_drain(self) -> None:
         """Nothing to do: the open exchange or the deadline ends the connection."""
+
+
+def _counted_by_hand_back() -> None:
+    pass

@@ -13,6 +13,7 @@ from asgiri.worker.asgi.request import RequestEnvironment
 from asgiri.worker.asgi.scope import ScopeBuilder
 from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.transport.deadlines import Deadlines
+from asgiri.worker.transport.handback import HandBack
 
 if TYPE_CHECKING:
     from asgiri.worker.transport.session import HttpSession
@@ -37,5 +38,7 @@ class WorkerServices:
     """Every open connection, and closed ones whose application calls have not returned. Keeps both
     alive.
     """
+    hand_back: HandBack | None = None
+    """Where idle connections go; None when there is no master to take them."""
     draining: bool = False
     """The master told us to drain: sessions that begin now are told at once."""

@@ -99,7 +99,7 @@ class TcpEndpoint:
             self.closed()
             return
         tls = self.tls if listener.tls and not listener.insecure else None
-        new = NewConnection(self, tls, client, server)
+        new = NewConnection(self, listener_index, tls, client, server)
         self.unopened.add(new)
         services = self.services
         # Eager: without TLS all but the last step happens here and now.
@@ -147,6 +147,7 @@ class NewConnection(asyncio.Protocol):
         "_buffer",
         "_client",
         "_endpoint",
+        "_listener",
         "_server",
         "_transport",
         "deadline",
@@ -156,11 +157,13 @@ class NewConnection(asyncio.Protocol):
     def __init__(
         self,
         endpoint: TcpEndpoint,
+        listener: int,
         tls: ServerTls | None,
         client: Address | None,
         server: Address | None,
     ) -> None:
         self._endpoint = endpoint
+        self._listener = listener
         self.tls: Final = tls
         self._client = client
         self._server = server
@@ -237,6 +240,10 @@ class NewConnection(asyncio.Protocol):
 
     # Internals
 
+    def _give_back(self, fd: int) -> bool:
+        hand_back = self._endpoint.services.hand_back
+        return hand_back is not None and hand_back.give(self._listener, fd)
+
     def _become_http1(self, transport: asyncio.Transport) -> Http1Session:
         endpoint = self._endpoint
         session = Http1Session(
@@ -247,6 +254,7 @@ class NewConnection(asyncio.Protocol):
             endpoint.closed,
             head_deadline=self.deadline,
             switch_to_http2=self._switch_to_http2(transport),
+            hand_back=self._give_back if self.tls is None else None,
         )
         self._hand_over(transport, session)
         if not endpoint.services.config.http.http1:
