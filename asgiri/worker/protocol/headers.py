@@ -55,7 +55,7 @@ NOT_IN_TRAILERS: Final = CONNECTION_SPECIFIC | frozenset(
 modifiers, response controls, or content format". A list, because no registry marks them."""
 
 
-# What nearly all of them are; a third of the time of the whole grammar.
+# What nearly all of them are: 0.2 us, where the whole grammar takes 1.2.
 _PLAIN_AUTHORITY: Final = re.compile(rb"[0-9A-Za-z.\-]+:[0-9]+|[0-9A-Za-z.\-]+")
 
 
@@ -128,7 +128,7 @@ _MOST_NAMES: Final = 1024
 """Names remembered as valid. Applications use some dozens; those beyond are checked each time."""
 
 _names: dict[bytes, bytes] = {}
-"""Field names as applications spell them -> in lower case. 25 ns, a tenth of the check."""
+"""Field names as applications spell them -> in lower case. 30 ns, where the check takes 170."""
 
 _ENGINES_OWN: Final = CONNECTION_SPECIFIC | {b"content-length"}
 _NOT_IN_TUNNELS: Final = _ENGINES_OWN | {b"sec-websocket-accept"}
@@ -164,7 +164,7 @@ def response_head(
             fields.append((lower, value.strip(b" \t")))
     except (TypeError, ValueError) as error:
         raise AppError(f"'headers' must be pairs of bytes: {error}") from None
-    # All values in one pass of C: 0.3 us, where a regex on each takes 0.2 us per field.
+    # All values in one pass of C: 0.3 us, where a regex takes as long for each.
     if b"".join([value for _, value in fields]).translate(None, VALUE_BYTES):
         _refuse_value(fields)
     if length is not None and status in (204, 205):

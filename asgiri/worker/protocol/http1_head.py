@@ -169,8 +169,8 @@ _TELLING: Final = frozenset(
 class FieldSection:
     """A field section and what it means, apart from the request line. Immutable once built.
 
-    A connection keeps its last one: a client that sends the same fields again (most do, on one
-    connection) costs a comparison instead of a parse, 0.1 us instead of 2.
+    A connection keeps its last one, because most clients send the same fields again: a comparison
+    instead of a parse, 2.3 us for a whole exchange instead of 6 (bench/http1_engine.py).
     """
 
     __slots__ = (

@@ -199,6 +199,14 @@ def test_long_field_sections_are_not_remembered():
     assert len(transcript.answered()) == 2
 
 
+def test_no_bytes_are_no_news():
+    engine = connection()
+    assert engine.receive_data(b"") == []
+    assert engine.phase is Http1Phase.WAITING
+    engine = opened(post(2))
+    assert engine.receive_data(b"") == []
+
+
 # Bodies
 
 
