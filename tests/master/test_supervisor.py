@@ -570,7 +570,8 @@ def test_new_generation_that_fails_disturbs_nothing(culprit, how):
     ended = [action for action in host.actions if isinstance(action, ReloadEnded)]
     assert len(ended) == 1
     assert ended[0].generation == 2
-    assert ended[0].failure.startswith("worker[")
+    assert ended[0].failure.startswith(f"worker[{culprit}] ")
+    assert host.reports(Level.ERROR) == [ended[0].failure.removeprefix(f"worker[{culprit}] ")]
     host.settle()
     assert host.ready == (100, 101, 102)
     assert sorted(host.processes) == [100, 101, 102]
@@ -922,6 +923,15 @@ def test_worker_that_stands_still_is_aborted_then_killed_then_replaced():
     assert host.ids(Spawn) == [103]
     host.exit(101, -9)
     assert host.reports(Level.INFO) == ["was killed by SIGKILL"]
+
+
+def test_worker_that_said_it_drained_need_not_beat_any_more():
+    host = Host(count=1, timeout=3, graceful_timeout=100).begin()
+    host.drain_unasked(100)
+    for _ in range(9):
+        host.wait(1)
+        host.observe(silent=[100])
+    assert host.ids(Kill) == []
 
 
 def test_timeout_of_nothing_lets_a_worker_stand_still():
