@@ -291,13 +291,18 @@ class Acceptor:
 
     # Idle connections
 
+    @property
+    def takes_back(self) -> bool:
+        """Whether there will be workers for what is handed back: not while the server stops."""
+        return bool(self._listeners)
+
     def handed_back(self, connections: Sequence[tuple[int, int]]) -> None:
         """Own connections that a worker gave back: (listener, descriptor) pairs."""
         self._handed_back += len(connections)
         for index, fd in connections:
             ip = client_ip(fd) if self._by_client_ip else ""
             connection = Connection(index, fd, ip)
-            if not self._listeners or not self._idle.add(connection):
+            if not self.takes_back or not self._idle.add(connection):
                 self.dispatch([connection])
 
     def _awake(self, connection: Connection) -> None:

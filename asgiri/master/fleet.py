@@ -111,6 +111,7 @@ class Fleet:
                 self._switch(ready)
             case actions.Drain(worker_id=worker_id, timeout=timeout):
                 self._aim(worker_id, WorkerState.DRAINING)
+                self._hand_over(worker_id)
                 self._tell(worker_id, messages.Drain(timeout))
             case actions.Quit(worker_id=worker_id):
                 self._aim(worker_id, WorkerState.DRAINED)
@@ -184,6 +185,11 @@ class Fleet:
     def _aim(self, worker_id: int, state: WorkerState) -> None:
         if worker_id in self.workers:
             self.workers[worker_id].assignments.set(AssignmentCell.TARGET_STATE, state)
+
+    def _hand_over(self, worker_id: int) -> None:
+        """Let the others have its idle connections, if there are others."""
+        if worker_id in self.workers and self.acceptor.takes_back:
+            self.workers[worker_id].assignments.set(AssignmentCell.HAND_BACK, 1)
 
     def _tell(self, worker_id: int, message: messages.Message) -> None:
         worker = self.workers.get(worker_id)
@@ -324,7 +330,8 @@ class Fleet:
         if self._balance.observe(self._dispatcher.lags(now), now) is not was_on:
             logger.debug("balance: %s", "requests" if self._balance.on else "connections")
             for worker in self.workers.values():
-                worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
+                if worker.assignments.get(AssignmentCell.TARGET_STATE) != WorkerState.DRAINING:
+                    worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
         for worker_id, count in self._shedding.observe(self._dispatcher.loads(), now).items():
             self._tell(worker_id, messages.Shed(count))
 

@@ -5,5 +5,6 @@
     protocol    bytes <-> events, sans-IO, one module per protocol engine
 
 Higher may import lower, never the other way round. `asgi` reaches the transport that serves it only
-through the interface `asgi.types.ResponseSink`; the transport drives `asgi` through `asgi.types.Exchange`.
+through the interface `asgi.types.ResponseSink`; the transport drives `asgi` through
+`asgi.types.Exchange`.
 """

@@ -374,6 +374,7 @@ class Worker:
         services = self._services
         self._scoreboard.set(Cell.STATE, WorkerState.DRAINING)
         services.draining = True
+        self._tcp.hand_back_unopened()
         for session in list(services.sessions):
             session.begin_drain()
         await self._wait_empty(services.now() + GOAWAY_INTERVAL)

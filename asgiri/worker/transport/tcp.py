@@ -131,6 +131,13 @@ class TcpEndpoint:
         scoreboard.add(Cell.TCP_CLOSED)
         scoreboard.add(Cell.TCP_OPEN, -1)
 
+    def hand_back_unopened(self) -> None:
+        """Let another worker serve those that have not said anything yet, if the master wants."""
+        hand_back = self.services.hand_back
+        if hand_back is not None and hand_back.wanted:
+            for new in list(self.unopened):
+                new.hand_back()
+
     def close_unopened(self) -> None:
         """Drop the connections that have not said anything yet: the worker's patience is over."""
         for new in list(self.unopened):
@@ -147,6 +154,7 @@ class NewConnection(asyncio.Protocol):
         "_buffer",
         "_client",
         "_endpoint",
+        "_handed_back",
         "_listener",
         "_server",
         "_transport",
@@ -168,6 +176,7 @@ class NewConnection(asyncio.Protocol):
         self._client = client
         self._server = server
         self._buffer = b""
+        self._handed_back = False
         self._transport: asyncio.Transport | None = None
         config = endpoint.services.config
         self.deadline = endpoint.services.now() + config.http1.header_timeout
@@ -211,7 +220,8 @@ class NewConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._leave()
-        self._endpoint.closed()
+        if not self._handed_back:
+            self._endpoint.closed()
 
     # The deadline: nothing has come in time
 
@@ -237,6 +247,17 @@ class NewConnection(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+    def hand_back(self) -> None:
+        """Give it to the master if nothing of it has been read."""
+        if self.tls is not None or self._buffer or self._transport is None:
+            return
+        self._transport.pause_reading()
+        if self._give_back(self._transport.get_extra_info("socket").fileno()):
+            self._handed_back = True
+            self._transport.abort()
+        else:
+            self._transport.resume_reading()
 
     # Internals
 
