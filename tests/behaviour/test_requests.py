@@ -52,8 +52,13 @@ async def test_exchanges_of_a_connection_go_on_side_by_side(
 
 
 async def test_connections_are_spread_over_the_workers(connect: Connect):
-    pids = {(await request(await connect(), "GET", "/pid")).body for _ in range(8)}
-    assert len(pids) == 2
+    """A worker that runs late counts as if it had up to 64 connections more, so open as many."""
+    pids: set[bytes] = set()
+    for _ in range(80):
+        pids.add((await request(await connect(), "GET", "/pid")).body)
+        if len(pids) == 2:
+            return
+    raise AssertionError(f"all went to {pids}")
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "QUERY"])
