@@ -3,8 +3,9 @@
     async with serve_app(app, http1={"keep_alive": 0.2}) as worker:
         reader, writer = await asyncio.open_connection(*worker.address)
 
-What the master would do (accept, hand over) is done here; everything behind `TcpEndpoint.adopt` is the real
-thing. For tests of `worker.asgi` and `worker.transport`; the whole server is `tests.support.server`.
+What the master would do (accept, hand over) is done here; everything behind `TcpEndpoint.adopt` is
+the real thing. For tests of `worker.asgi` and `worker.transport`; the whole server is
+`tests.support.server`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from asgiri.config import Config
 from asgiri.ipc.messages import ListenerInfo
@@ -85,12 +86,14 @@ class AppWorker:
 
 @dataclass
 class Connection:
-    """A client that sends and reads bytes, and knows just enough of HTTP/1.1 to find a response's end."""
+    """A client that sends and reads bytes, and knows just enough of HTTP/1.1 to find a response's
+    end.
+    """
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def __aenter__(self) -> Connection:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -99,7 +102,9 @@ class Connection:
             await self.writer.wait_closed()
 
     def reset(self) -> None:
-        """Go without a word: the server sees RST, not the orderly end that a half-closing client also sends."""
+        """Go without a word: the server sees RST, not the orderly end that a half-closing client
+        also sends.
+        """
         linger = struct.pack("ii", 1, 0)
         self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.writer.transport.abort()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from asgiri.config import Http1Config
 from asgiri.ipc.connection_id import ConnectionIdKind
 from asgiri.ipc.records import RecordFlag, record_header
 from asgiri.ipc.scoreboard import Cell, Refusal
@@ -621,6 +622,28 @@ async def test_what_a_peer_does_wrong_is_counted_and_hurts_nobody_else(ring_work
     await facts(good)
     bad.vanish()
     await good.close()
+
+
+async def test_a_body_that_does_not_come_is_answered_with_408():
+    http1 = Http1Config(body_timeout=0.1)
+    async with quic_worker(app, http1=http1, sweep_period=0.01) as worker:
+        connection = await connect(worker)
+        exchange = await connection.start("POST", "/", body=None)
+        assert (await exchange.head()).status == 408
+        assert worker.refusals(Refusal.BODY_TIMEOUT) == 1
+        await connection.close()
+
+
+async def test_a_request_that_does_not_come_is_given_up():
+    http1 = Http1Config(header_timeout=0.1)
+    async with quic_worker(app, http1=http1, sweep_period=0.01) as worker:
+        connection = await connect(worker)
+        exchange = connection.start_raw(b"\x01")
+        with pytest.raises(ExchangeFailed) as caught:
+            await exchange.head()
+        assert caught.value.code == ErrorCode.H3_REQUEST_INCOMPLETE
+        assert worker.refusals(Refusal.HTTP3_STALLED) == 1
+        await connection.close()
 
 
 # The end

@@ -284,8 +284,8 @@ async def test_body_goes_to_its_exchange_and_credit_back_to_the_engine(rig):
     made.session.handle_events([BodyEnded(3)])
     await made.settle()
     assert heard == [("/b", b"for b"), ("/a", b"for a"), ("/b", b"")]
-    credits = [call for call in made.engine.calls if call[0] == "acknowledge"]
-    assert credits == [("acknowledge", 3, 7), ("acknowledge", 1, 6)]
+    returned = [call for call in made.engine.calls if call[0] == "acknowledge"]
+    assert returned == [("acknowledge", 3, 7), ("acknowledge", 1, 6)]
 
 
 async def test_body_that_nobody_will_read_is_acknowledged_at_once(rig):
