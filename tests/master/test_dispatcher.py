@@ -499,6 +499,38 @@ def test_clients_that_belong_to_a_worker_wait_for_it():
     assert host.dispatcher.take_back(host.now) == []
 
 
+# What balancing asks
+
+
+def test_lag_is_that_of_the_page_or_of_the_beat_that_is_overdue():
+    host = Host(workers=3)
+    host.pages[1].set(Cell.LAG_EWMA_US, 7_000)
+    host.beat(2, ago=BEAT_INTERVAL + 0.020)
+    lags = host.dispatcher.lags(host.now)
+    assert lags == pytest.approx({1: 0.007, 2: 0.020, 3: 0.0})
+    host.set_ready([1, 3])
+    host.pages[1].set(Cell.LAG_EWMA_US, 0)
+    assert set(host.dispatcher.lags(host.now)) == {1, 3}
+    host.pages[1].set(Cell.LAG_EWMA_US, 9_000)
+    assert host.dispatcher.lags(host.now)[1] == 0.0  # read a moment ago
+    host.look_again()
+    assert host.dispatcher.lags(host.now)[1] == pytest.approx(0.009)
+
+
+def test_loads_are_scores_and_open_connections_of_the_ready():
+    host = Host(workers=3)
+    host.set_ready([1, 2])
+    host.dispatcher.observe(host.now)
+    host.dispatcher.assigned_tcp(1, 5)
+    host.pages[1].set(Cell.TCP_OPEN, 3)
+    host.pages[1].set(Cell.QUIC_OPEN, 1)
+    loads = host.dispatcher.loads()
+    assert {w: (load.score, load.connections) for w, load in loads.items()} == {
+        1: (5, 4),
+        2: (0, 0),
+    }
+
+
 # Stale-beat bursts
 
 
@@ -699,4 +731,4 @@ class DispatchModel(RuleBasedStateMachine):
 
 
 TestDispatchModel = pytest.mark.slow(DispatchModel.TestCase)
-TestDispatchModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestDispatchModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
