@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from asgiri.config import AppConfig, Config, Http3Config, TlsConfig
+from asgiri.config import AppConfig, Config, Http1Config, Http3Config, TlsConfig
 from asgiri.ipc.counter import EventCounter
 from asgiri.ipc.records import LocalAddress, PeerTable, RecordWriter, record_header
 from asgiri.ipc.ring import RingReader, RingWriter
@@ -40,12 +40,18 @@ class QuicWorker:
         host: str = "127.0.0.1",
         wildcard: bool = False,
         sweep_period: float = 0.25,
+        http1: Http1Config | None = None,
         **http3: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
         files = certificates()
         tls = TlsConfig(certfile=(str(files.certfile),), keyfile=(str(files.keyfile),))
-        config = Config(app=AppConfig(target="tests:app"), tls=tls, http3=Http3Config(**http3))
+        config = Config(
+            app=AppConfig(target="tests:app"),
+            tls=tls,
+            http1=http1 or Http1Config(),
+            http3=Http3Config(**http3),
+        )
         self.scoreboard = Scoreboard(memoryview(bytearray(4096)))
         application = Application(app, loop)
         self.services = make_services(

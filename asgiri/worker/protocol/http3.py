@@ -63,6 +63,7 @@ from asgiri.worker.protocol.http3_frames import (
     write_settings,
 )
 from asgiri.worker.protocol.http3_requests import Phase, Request
+from asgiri.worker.protocol.priority import Priority, parse_priority_untrusted
 from asgiri.worker.protocol.qpack import (
     BLOCKED_STREAMS,
     TABLE_SIZE,
@@ -136,6 +137,8 @@ class Http3Connection:
         self._paused: set[Request] = set()
         self._answered_early: list[Request] = []
         self._resets = Budget(burst=RESET_BURST, per_second=RESET_RATE)
+        self._early_priorities: dict[int, Priority] = {}
+        """From a PRIORITY_UPDATE that came before its request."""
         self._next_stream = 0
         self._refuse_from = _FIRST_UNREACHABLE
         self._draining = False
@@ -202,6 +205,55 @@ class Http3Connection:
     def cipher_suite(self) -> int:
         """As TLS numbers them; known when the handshake is complete."""
         return self._quic.cipher_suite
+
+    # Waiting
+
+    def time_out(self, stream_id: int) -> list[Event]:
+        """The request's body does not come: answer 408, or break off what has begun."""
+        if request := self._open(stream_id):
+            detail = "timeout waiting for the body"
+            self._events.append(PeerViolation(Refusal.BODY_TIMEOUT, detail, stream_id))
+            if request.begun:
+                self._abort(request, ErrorCode.H3_REQUEST_CANCELLED)
+            else:
+                self._answer(request, 408)
+        return self._take_events()
+
+    def drop_stalled(
+        self, now: float, *, head_patience: float, send_patience: float
+    ) -> list[Event]:
+        """Give up requests that do not come, and responses that the peer does not let through.
+
+        To be called now and then: a client that keeps its connection alive and nothing else could
+        otherwise hold what waits for it for ever.
+        """
+        for request in list(self._requests.values()):
+            waits = request.phase is Phase.HEAD and not request.discarding
+            if waits and now - request.since >= head_patience:
+                self._refuse(
+                    request,
+                    ErrorCode.H3_REQUEST_INCOMPLETE,
+                    Refusal.HTTP3_STALLED,
+                    f"no request within {head_patience:g} s",
+                )
+        for stream_id in self._quic.stalled_streams(now, send_patience):
+            detail = f"no window for {send_patience:g} s"
+            self._events.append(PeerViolation(Refusal.HTTP3_STALLED, detail, stream_id))
+            self._quic.abort_sending(stream_id, ErrorCode.H3_REQUEST_CANCELLED)
+            self.output_is_due = True
+            if (stalled := self._requests.get(stream_id)) is not None:
+                self._abort(stalled, ErrorCode.H3_REQUEST_CANCELLED)
+        return self._take_events()
+
+    @property
+    def has_requests(self) -> bool:
+        """A request is open, complete or not."""
+        return bool(self._requests)
+
+    @property
+    def is_waiting(self) -> bool:
+        """A request is open, or a response has not arrived: `drop_stalled` may find something."""
+        return bool(self._requests) or self._quic.has_unfinished_responses
 
     # Sending
 
@@ -376,6 +428,7 @@ class Http3Connection:
                 self._open_streams()
             case HandshakeCompleted():
                 self.handshake_complete = True
+                self._quic.forget_handshake()
 
     def _violation(self, violation: FrameViolation) -> None:
         reason = _REFUSALS.get(violation.code, Refusal.HTTP3_PROTOCOL_ERROR)
@@ -403,7 +456,7 @@ class Http3Connection:
     # Request streams: the peer's side
 
     def _begin_request(self, stream_id: int) -> Request:
-        request = self._requests[stream_id] = Request(stream_id, self._largest_section)
+        request = self._requests[stream_id] = Request(stream_id, self._largest_section, self._now)
         self._next_stream = max(self._next_stream, stream_id + 4)
         if stream_id >= self._refuse_from:
             self._abort(request, ErrorCode.H3_REQUEST_REJECTED)
@@ -505,6 +558,12 @@ class Http3Connection:
             request.content_length = parts.content_length
             request.bodiless = parts.method == "HEAD"
         self._running.add(stream_id)
+        priority = self._early_priorities.pop(stream_id, None)
+        for name, value in parts.headers:
+            if priority is None and name == b"priority":
+                priority = parse_priority_untrusted(value)
+        if priority is not None:
+            self._quic.prioritize(stream_id, priority.urgency, incremental=priority.incremental)
         self._events.append(
             RequestReceived(
                 stream_id,
@@ -679,6 +738,7 @@ class Http3Connection:
 
     def _send(self, request: Request, data: bytes, *, ended: bool) -> None:
         quic = self._quic
+        request.begun = True
         quic.send(request.stream_id, data, ended=ended)
         self.output_is_due = True
         if ended:
@@ -728,7 +788,19 @@ class Http3Connection:
             # RFC 9114 §6.2: "the recipient MUST either abort reading of the stream or discard".
             self._quic.stop_receiving(streams.unwanted.pop(), ErrorCode.H3_STREAM_CREATION_ERROR)
             self.output_is_due = True
+        for prioritized, value in streams.control.priorities:
+            self._priority_update(prioritized, value)
         streams.control.priorities.clear()
+
+    def _priority_update(self, stream_id: int, value: bytes) -> None:
+        """RFC 9218 §7: of a request that is there, or of one that may come next."""
+        priority = parse_priority_untrusted(value)
+        if stream_id in self._requests:
+            self._quic.prioritize(stream_id, priority.urgency, incremental=priority.incremental)
+        elif self._next_stream <= stream_id < self._next_stream + 4 * self._max_streams:
+            if len(self._early_priorities) >= self._max_streams:
+                self._early_priorities.clear()  # of streams that never came
+            self._early_priorities[stream_id] = priority
 
 
 class Http3Server:

@@ -96,6 +96,7 @@ class Request:
     """A client-initiated bidirectional stream. Each side ends on its own."""
 
     __slots__ = (
+        "begun",
         "blocked",
         "bodiless",
         "content_length",
@@ -109,13 +110,15 @@ class Request:
         "pieces",
         "received",
         "responded",
+        "since",
         "stream_id",
         "trailers",
         "unread",
     )
 
-    def __init__(self, stream_id: int, largest_section: int) -> None:
+    def __init__(self, stream_id: int, largest_section: int, now: float) -> None:
         self.stream_id = stream_id
+        self.since = now
         self.frames = FrameReader(largest_section)
         self.phase = Phase.HEAD
         # The peer's side
@@ -135,6 +138,8 @@ class Request:
         """Bytes of body given to the application and not acknowledged."""
         self.trailers: Headers = []
         # Our side
+        self.begun = False
+        """Something was sent."""
         self.bodiless = False
         """The response has no body, whatever the application sends."""
         self.length_left: int | None = None

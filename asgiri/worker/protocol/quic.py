@@ -68,6 +68,12 @@ at the defaults."""
 
 SELF_TEST_FLIGHTS: Final = 16
 """Three are needed for a handshake, and as many for what follows it."""
+MAX_FLIGHT: Final = 4 << 20
+"""Bytes that may be under way, whatever the congestion window says. Without it a client that has
+acknowledged a gigabyte makes us keep the next one. 4 MiB are 335 Mbit/s at 100 ms."""
+DEFAULT_ORDER: Final = 3 << 62
+"""Where a response stands that has no priority (RFC 9218 §4.1): urgency 3, a part at a time."""
+
 MINTED_IN_SELF_TEST: Final = 9
 """8 that the client may hold at once, and one more for the one it retired."""
 
@@ -134,6 +140,11 @@ class SteeredQuicConnection(QuicConnection):
         original_destination_connection_id: bytes,
         retry_source_connection_id: bytes | None = None,
     ) -> None:
+        self._orders: dict[int, int] = {}
+        """Streams that have a priority: smaller goes first."""
+        self._queue: list[QuicStream] = []
+        self._progress: dict[int, tuple[int, float]] = {}
+        """Streams that have something to send: how far they had come, and when."""
         super().__init__(
             configuration=configuration,
             original_destination_connection_id=original_destination_connection_id,
@@ -206,6 +217,10 @@ class SteeredQuicConnection(QuicConnection):
         if self._close_event is None:
             self._is_finished = True
             self.close(error_code=error_code, reason_phrase=reason)
+
+    def forget_handshake(self) -> None:
+        """Let go of what only the handshake needed: 48 KiB, half of what a connection holds."""
+        self._crypto_buffers = {}
 
     def trust_path(self, address: Any) -> None:
         """A token proved the client's address: no limit on what it is sent (RFC 9000 §8.1)."""
@@ -300,11 +315,36 @@ class SteeredQuicConnection(QuicConnection):
             if not stream_id & 3 and stream.sender._buffer_stop
         )
 
+    def prioritize(self, stream_id: int, urgency: int, *, incremental: bool) -> None:
+        """Send the more urgent first (RFC 9218): of equals those that go part by part, in turns,
+        and then one after the other."""
+        self._orders[stream_id] = (urgency << 62) + (0 if incremental else 1 + stream_id)
+
+    def stalled_streams(self, now: float, patience: float) -> list[int]:
+        """Streams of which nothing could be sent for so long. To be called now and then."""
+        progress = {}
+        stalled = []
+        for stream_id, stream in self._streams.items():
+            sender = stream.sender
+            if sender._buffer_stop == sender.highest_offset or sender._reset_error_code is not None:
+                continue
+            offset, since = self._progress.get(stream_id, (-1, now))
+            if offset != sender.highest_offset:
+                since = now
+            elif now - since >= patience:
+                stalled.append(stream_id)
+            progress[stream_id] = (sender.highest_offset, since)
+        self._progress = progress
+        return stalled
+
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Any]]:
         # Before its first valid datagram a connection has no path, and aioquic would fail for want
         # of one.
         if not self._network_paths or not self._cryptos or self._is_given_up:
             return []
+        control = self._loss._cc
+        if control.congestion_window > MAX_FLIGHT:
+            control.congestion_window = MAX_FLIGHT
         if self._has_news:
             # aioquic lets an acknowledgement wait for a millisecond, then sends it in a packet of
             # its own. Where a packet leaves anyhow it goes along: one less for most requests.
@@ -359,7 +399,7 @@ class SteeredQuicConnection(QuicConnection):
 
     def _streams_are_quiet(self) -> bool:
         finished = False
-        for stream in self._streams_queue:
+        for stream in self._queue:
             sender, receiver = stream.sender, stream.receiver
             if not sender.buffer_is_empty or sender.reset_pending or receiver.stop_pending:
                 return False
@@ -373,12 +413,12 @@ class SteeredQuicConnection(QuicConnection):
 
     def _discard_finished_streams(self) -> None:
         """As aioquic does when it sends: each stream that is over lets the peer open another."""
-        for stream in self._streams_queue:
+        for stream in self._queue:
             if stream.is_finished and stream.stream_id is not None:
                 # The client's: ours are critical to HTTP/3 and end with the connection.
                 del self._streams[stream.stream_id]
                 self._stream_limit(stream.stream_id).value += 1
-        self._streams_queue = [stream for stream in self._streams_queue if not stream.is_finished]
+        self._streams_queue = [stream for stream in self._queue if not stream.is_finished]
 
     def _due_limits(self) -> list[Limit]:
         """Limits of the connection that shall be announced."""
@@ -392,6 +432,24 @@ class SteeredQuicConnection(QuicConnection):
         return limits
 
     # aioquic calls these
+
+    @property
+    def _streams_queue(self) -> list[QuicStream]:
+        """The order of service, in which aioquic puts a stream last that was served."""
+        if self._orders:
+            self._queue.sort(key=self._order)
+        return self._queue
+
+    @_streams_queue.setter
+    def _streams_queue(self, queue: list[QuicStream]) -> None:
+        self._queue = queue
+        if len(self._orders) > 2 * len(queue) + 16:
+            self._orders = {key: self._orders[key] for key in self._orders if key in self._streams}
+
+    def _order(self, stream: QuicStream) -> int:
+        stream_id = stream.stream_id or 0
+        # Ours carry what all others wait for.
+        return -1 if stream_id & 1 else self._orders.get(stream_id, DEFAULT_ORDER)
 
     def _replenish_connection_ids(self) -> None:
         known = len(self._host_cids)

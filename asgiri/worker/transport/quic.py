@@ -31,8 +31,9 @@ from asgiri.ipc.connection_id import (
 from asgiri.ipc.records import Peer, PeerTable, Record, RecordFlag, RecordReader
 from asgiri.ipc.scoreboard import Cell, Refusal
 from asgiri.ipc.tokens import QuicSecrets, ResetTokens, RetryTokens
+from asgiri.worker.asgi.request import HttpRequest
 from asgiri.worker.asgi.scope import Address
-from asgiri.worker.protocol.events import Event, HttpEngine
+from asgiri.worker.protocol.events import Event, HttpEngine, RequestReceived
 from asgiri.worker.protocol.http3 import Http3Connection, Http3Server
 from asgiri.worker.protocol.quic import check_steering, parse_initial_untrusted
 from asgiri.worker.transport.deadlines import NEVER
@@ -50,6 +51,8 @@ BATCH_SECONDS: Final = 0.002
 TAKE_RECORDS: Final = 16
 """Taken at once: the time is looked at in between."""
 
+CHECK_PERIOD: Final = 1.0
+"""How often a connection with open requests is looked at for those that do not move."""
 SHORTEST_DATAGRAM: Final = 22
 """First octet, connection ID, and what is left of a packet at the least."""
 SMALLEST_INITIAL: Final = 1200
@@ -118,9 +121,37 @@ class QuicSession(HttpSession):
         self._endpoint.touch(self)
 
     def deadline_reached(self, now: float) -> None:
-        """Called by `Deadlines`: the handshake takes too long."""
+        """Called by `Deadlines`: the handshake takes too long, or it is time to look for what does
+        not move."""
         self.deadline = NEVER
-        self._endpoint.handshake_timed_out(self)
+        if self.is_half_open:
+            self._endpoint.handshake_timed_out(self)
+            return
+        config = self._services.config.http1
+        engine = self.engine
+        body_patience = config.body_timeout or NEVER
+        self.handle_events(
+            engine.drop_stalled(
+                now, head_patience=config.header_timeout or NEVER, send_patience=body_patience
+            )
+        )
+        for stream_id, exchange in list(self._exchanges.items()):
+            if isinstance(exchange, HttpRequest):
+                since = exchange.body_awaited_since
+                if since is not None and now - since >= body_patience:
+                    self.handle_events(engine.time_out(stream_id))
+        if engine.is_waiting:
+            self.deadline = now + CHECK_PERIOD
+        self._flush()
+
+    def look_after(self, now: float) -> None:
+        """Something is open: see to it that it does not stay so for ever."""
+        self.deadline = min(self.deadline, now + CHECK_PERIOD)
+
+    def _begin_exchange(self, event: RequestReceived) -> None:
+        if not self._exchanges:
+            self.look_after(self._services.now())
+        super()._begin_exchange(event)
 
     def _flush(self) -> None:
         if self.engine.output_is_due:
@@ -381,7 +412,6 @@ class QuicEndpoint:
         """The handshake is complete."""
         session.is_half_open = False
         session.deadline = NEVER
-        self._services.deadlines.discard(session)
         self._half_open -= 1
         self._services.scoreboard.set(Cell.QUIC_HALF_OPEN, self._half_open)
         session.tls.update(self._server.tls_extension(session.engine))
@@ -392,9 +422,9 @@ class QuicEndpoint:
             return
         scoreboard = self._services.scoreboard
         self._sessions.discard(session)
+        self._services.deadlines.discard(session)
         if session.is_half_open:
             self._half_open -= 1
-            self._services.deadlines.discard(session)
             scoreboard.set(Cell.QUIC_HALF_OPEN, self._half_open)
         self._timers.set(session, NEVER)
         self._table.bury(session.connection_ids, now, Tombstone(close))
@@ -435,6 +465,8 @@ class QuicEndpoint:
         if engine.is_closed:
             self._forget(session, now, datagrams[-1][0] if is_closing and datagrams else b"")
         else:
+            if session.deadline == NEVER and engine.has_requests:
+                session.look_after(now)
             timer = engine.timer()
             self._timers.set(session, NEVER if timer is None else timer)
 

@@ -1167,6 +1167,130 @@ def test_streams_beyond_the_limit_are_quics_to_refuse():
     assert [event.stream_id for event in pair.take_events()] == streams[2:]
 
 
+# Priorities (RFC 9218)
+
+
+def order_of_arrival(pair: Pair, streams: list[int], size: int = 30_000) -> list[int]:
+    """Answer all of them at once; return them in the order in which they were complete."""
+    pair.run()
+    for stream in streams:
+        pair.engine.send_response(stream, OK, bytes(size), ended=True)
+    complete: list[int] = []
+    while len(complete) < len(streams):
+        pair.step()
+        complete += [
+            stream for stream in streams if stream not in complete and pair.received(stream).ended
+        ]
+    return complete
+
+
+def test_the_more_urgent_response_comes_first(pair: Pair):
+    streams = [
+        pair.request([*GET, (b"priority", value)]) for value in (b"u=7", b"u=5", b"", b"u=0")
+    ]
+    assert order_of_arrival(pair, streams) == list(reversed(streams))
+
+
+def test_equals_come_one_after_the_other_unless_parts_are_of_use(pair: Pair):
+    one_by_one = [pair.request([*GET, (b"priority", b"u=3")]) for _ in range(4)]
+    assert order_of_arrival(pair, one_by_one) == one_by_one
+    shared = [pair.request([*GET, (b"priority", b"u=3, i")]) for _ in range(4)]
+    pair.run()
+    for stream in shared:
+        pair.engine.send_response(stream, OK, bytes(60_000), ended=True)
+    for _ in range(3):
+        pair.step()
+    parts = [len(pair.received(stream).data) for stream in shared]
+    assert min(parts) > max(parts) / 3
+
+
+def test_a_priority_may_change_while_the_response_waits(pair: Pair):
+    streams = [pair.request([*GET, (b"priority", b"u=4")]) for _ in range(3)]
+    pair.run()
+    update = frame(http3_frames.PRIORITY_UPDATE, write_integer(streams[2]) + b"u=1")
+    pair.send(2, update)
+    assert order_of_arrival(pair, streams)[0] == streams[2]
+
+
+def test_a_priority_may_come_before_its_request(pair: Pair):
+    pair.send(2, frame(http3_frames.PRIORITY_UPDATE, write_integer(8) + b"u=1"))
+    pair.run()
+    streams = [pair.request([*GET, (b"priority", b"u=2")]) for _ in range(3)]
+    assert order_of_arrival(pair, streams)[0] == 8
+
+
+def test_priorities_of_requests_that_never_come_are_bounded():
+    pair = Pair(http3={"max_streams": 4})
+    for number in range(100):
+        stream = 4 * (number % 8)
+        pair.send(2, frame(http3_frames.PRIORITY_UPDATE, write_integer(stream) + b"u=1"))
+        pair.run()
+        assert len(pair.engine._early_priorities) <= 4
+
+
+# What does not move
+
+
+PATIENCE = {"head_patience": 10.0, "send_patience": 60.0}
+
+
+def test_a_request_that_does_not_come_is_given_up(pair: Pair):
+    stream = pair.open(b"\x01\x40")
+    pair.run()
+    assert pair.engine.drop_stalled(pair.now + 9, **PATIENCE) == []
+    (violation,) = pair.engine.drop_stalled(pair.now + 10, **PATIENCE)
+    assert (violation.reason, violation.stream_id) == (Refusal.HTTP3_STALLED, stream)
+    pair.run()
+    assert pair.received(stream).reset_code == ErrorCode.H3_REQUEST_INCOMPLETE
+    assert pair.engine.drop_stalled(pair.now + 20, **PATIENCE) == []
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_response_that_the_client_does_not_let_through_is_given_up(ended: bool):
+    pair = Pair(client={"max_stream_data": 1000})
+    pair.client.grants_itself = False
+    stream = pair.request()
+    pair.run()
+    pair.engine.send_response(stream, OK, bytes(50_000), ended=ended)
+    pair.run()
+    now = pair.now
+    assert pair.engine.is_waiting
+    assert pair.engine.drop_stalled(now, **PATIENCE) == []
+    assert pair.engine.drop_stalled(now + 59, **PATIENCE) == []
+    pair.client.grant(stream, 1000)
+    pair.run()
+    assert pair.engine.drop_stalled(now + 61, **PATIENCE) == []
+    assert pair.engine.drop_stalled(now + 120, **PATIENCE) == []
+    (violation,) = pair.engine.drop_stalled(now + 122, **PATIENCE)
+    assert (violation.reason, violation.stream_id) == (Refusal.HTTP3_STALLED, stream)
+    pair.run()
+    assert pair.received(stream).reset_code == ErrorCode.H3_REQUEST_CANCELLED
+    assert not pair.engine.has_requests
+    assert not pair.engine.is_waiting
+    assert pair.engine.drop_stalled(now + 999, **PATIENCE) == []
+
+
+def test_a_request_whose_body_does_not_come_is_answered_with_408(pair: Pair):
+    stream = pair.open(pair.section(POST))
+    pair.run()
+    pair.take_events()
+    (violation,) = pair.engine.time_out(stream)
+    assert (violation.reason, violation.stream_id) == (Refusal.BODY_TIMEOUT, stream)
+    pair.run()
+    assert (pair.received(stream).status, pair.received(stream).ended) == (408, True)
+    assert pair.engine.time_out(stream) == []
+
+
+def test_a_response_that_waits_for_its_request_is_broken_off(pair: Pair):
+    stream = pair.open(pair.section(POST))
+    pair.run()
+    pair.engine.send_response(stream, OK, b"half", ended=False)
+    pair.run()
+    assert kinds(pair.engine.time_out(stream)) == [PeerViolation]
+    pair.run()
+    assert pair.received(stream).reset_code == ErrorCode.H3_REQUEST_CANCELLED
+
+
 # Tunnels (RFC 9220)
 
 

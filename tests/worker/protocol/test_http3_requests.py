@@ -84,5 +84,5 @@ def test_empty_data_is_a_piece():
 
 
 def test_a_stream_begins_with_a_head():
-    request = Request(4, LIMIT)
-    assert (request.stream_id, request.phase) == (4, Phase.HEAD)
+    request = Request(4, LIMIT, 7.0)
+    assert (request.stream_id, request.phase, request.since) == (4, Phase.HEAD, 7.0)

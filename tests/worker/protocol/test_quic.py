@@ -292,6 +292,45 @@ def test_the_cipher_suite_is_known_after_the_handshake(pair: Pair):
     assert pair.quic.cipher_suite in (0x1301, 0x1302, 0x1303)
 
 
+def test_the_handshakes_buffers_go_with_it(pair: Pair):
+    assert pair.quic._crypto_buffers == {}
+
+
+def test_what_is_under_way_is_bounded(pair: Pair):
+    """Whatever a client has acknowledged before."""
+    pair.quic._loss._cc.congestion_window = 1 << 30
+    pair.from_server()
+    assert pair.quic._loss._cc.congestion_window == quic.MAX_FLIGHT
+
+
+def test_streams_are_stalled_when_nothing_of_them_can_be_sent():
+    pair = Pair(client={"max_stream_data": 1000})
+    pair.client.grants_itself = False
+    stuck, moving, over = pair.request(), pair.request(), pair.request()
+    pair.run()
+    for stream in (stuck, moving, over):
+        pair.quic.send(stream, bytes(5000))
+    pair.run()
+    pair.quic.abort_sending(over, 1)
+    assert pair.quic.stalled_streams(1.0, 60.0) == []
+    pair.client.grant(moving, 1000)
+    pair.run()
+    assert pair.quic.stalled_streams(30.0, 60.0) == []
+    assert pair.quic.stalled_streams(61.0, 60.0) == [stuck]
+    assert pair.quic.stalled_streams(90.0, 60.0) == [stuck, moving]
+
+
+def test_priorities_of_streams_that_are_gone_are_forgotten(pair: Pair):
+    for _ in range(60):
+        stream = pair.request()
+        pair.run()
+        pair.quic.prioritize(stream, 1, incremental=False)
+        pair.engine.send_response(stream, ResponseHead(200, []), b"x", ended=True)
+        pair.engine.release(stream)
+        pair.run()
+    assert len(pair.quic._orders) < 40
+
+
 # Silence
 
 
