@@ -128,7 +128,7 @@ class HttpRequest:
         self._phase = NOTHING
         self._head: ResponseHead | None = None
         self._announced_trailers = False
-        self._trailers: Headers = []
+        self._trailers: Headers | None = None
         self._body_bytes = 0
         self._paused = False
         environment.counters.request_began(request.http_version)
@@ -284,7 +284,7 @@ class HttpRequest:
     def _send_trailers(self, message: Message) -> None:
         if self._phase is not TRAILERS:
             raise AppError(f"'http.response.trailers' {self._where()}")
-        self._trailers += trailer_fields(message.get("headers", ()))
+        self._trailers = [*(self._trailers or ()), *trailer_fields(message.get("headers", ()))]
         if not message.get("more_trailers", False):
             self._sink.send_trailers(self._stream_id, self._trailers)
             self._complete()
@@ -405,7 +405,8 @@ class HttpRequest:
             environment.access_log(
                 self._scope, self._head.status, self._head.headers, self._body_bytes, duration
             )
-        self._wake()
+        if self._waiters is not None:
+            self._waiters.wake()
         if self._credit:
             self._parts.clear()
             credit, self._credit = self._credit, 0

@@ -130,6 +130,13 @@ _MOST_NAMES: Final = 1024
 _names: dict[bytes, bytes] = {}
 """Field names as applications spell them -> in lower case. 30 ns, where the check takes 170."""
 
+_MOST_FIELDS: Final = 1024
+"""Fields remembered as valid. Most responses of an application repeat those of the one before."""
+_LONGEST_KEPT_VALUE: Final = 128
+
+_fields: dict[object, tuple[bytes, bytes]] = {}
+"""Fields as applications give them -> as engines write them. 60 ns, where the checks take 400."""
+
 _ENGINES_OWN: Final = CONNECTION_SPECIFIC | {b"content-length"}
 _NOT_IN_TUNNELS: Final = _ENGINES_OWN | {b"sec-websocket-accept"}
 
@@ -149,24 +156,24 @@ def response_head(
     close = False
     replaced: list[bytes] = []
     try:
-        for name, value in headers:
-            lower = _names.get(name) or _check_name(name)
-            if type(value) is not bytes:
-                raise AppError(f"header {lower!r}: the value must be bytes, not {value!r}")
-            if lower in _ENGINES_OWN:
+        for pair in headers:
+            field = _fields.get(pair) if type(pair) is tuple else None
+            if field is None:
+                name, value = pair
+                lower = _names.get(name) or _check_name(name)
                 if lower == b"content-length":
-                    length = _application_length(value, length)
-                else:
-                    close = close or (lower == b"connection" and b"close" in list_members(value))
+                    length, value = _application_length(value, length)
+                    fields.append((lower, value))
                     continue
-            elif lower in defaults.names:
-                replaced.append(lower)
-            fields.append((lower, value.strip(b" \t")))
+                if lower in CONNECTION_SPECIFIC:
+                    close = close or _asks_to_close(lower, value)
+                    continue
+                field = _check_field(pair, lower, value)
+            if field[0] in defaults.names:
+                replaced.append(field[0])
+            fields.append(field)
     except (TypeError, ValueError) as error:
         raise AppError(f"'headers' must be pairs of bytes: {error}") from None
-    # All values in one pass of C: 0.3 us, where a regex takes as long for each.
-    if b"".join([value for _, value in fields]).translate(None, VALUE_BYTES):
-        _refuse_value(fields)
     if length is not None and status in (204, 205):
         # RFC 9110 §8.6: "MUST NOT send a Content-Length header field in any response with ... 204";
         # §15.3.6: no content with 205, whatever the application announced.
@@ -203,6 +210,25 @@ def take_from_length(left: int, size: int, *, ended: bool) -> int:
     return left
 
 
+def _check_field(pair: Any, lower: bytes, value: object) -> tuple[bytes, bytes]:
+    if type(value) is not bytes:
+        raise AppError(f"header {lower!r}: the value must be bytes, not {value!r}")
+    field = (lower, value.strip(b" \t"))
+    if value.translate(None, VALUE_BYTES):
+        _refuse_value([field])
+    if type(pair) is tuple and len(value) <= _LONGEST_KEPT_VALUE:
+        if len(_fields) >= _MOST_FIELDS:
+            _fields.clear()
+        _fields[pair] = field
+    return field
+
+
+def _asks_to_close(lower: bytes, value: object) -> bool:
+    if type(value) is not bytes:
+        raise AppError(f"header {lower!r}: the value must be bytes, not {value!r}")
+    return lower == b"connection" and b"close" in list_members(value)
+
+
 def _application_fields(headers: Iterable[Any]) -> Headers:
     fields: Headers = []
     try:
@@ -233,11 +259,16 @@ def _refuse_value(fields: Headers) -> None:
             raise AppError(f"header {name!r}: {value!r} has control characters")
 
 
-def _application_length(value: bytes, earlier: int | None) -> int:
-    length = parse_content_length(value.strip(b" \t"))
+def _application_length(value: object, earlier: int | None) -> tuple[int, bytes]:
+    """Read a content-length; return it as a number and as it is written."""
+    if type(value) is not bytes:
+        raise AppError(f"header b'content-length': the value must be bytes, not {value!r}")
+    if not value.isdigit():
+        value = value.strip(b" \t")
+    length = parse_content_length(value)
     if length is None or earlier is not None:
         raise AppError(f"header b'content-length': must be one number, not {value!r}")
-    return length
+    return length, value
 
 
 # --------------------------------------------------------------------------------------------------
