@@ -221,10 +221,9 @@ def test_dead_worker_is_answered_by_a_reset_that_its_client_recognises(size):
 def test_reset_looks_different_each_time():
     front = Front()
     connection_id = front.remove(1).mint.mint()
-    resets = {
-        front.steer(short_header(connection_id), ("192.0.2.1", port))[:6] for port in range(50)
-    }
-    assert len(resets) == 50
+    resets = [front.steer(short_header(connection_id), ("192.0.2.1", port)) for port in range(50)]
+    assert len({reset[1:6] for reset in resets}) == 50
+    assert len({reset[0] for reset in resets}) > 10
 
 
 @pytest.mark.parametrize("size", [22, 42])
@@ -308,6 +307,12 @@ def test_what_no_client_should_send_is_dropped_with_its_reason(datagram, reason)
     front = Front()
     assert_dropped(front, datagram, reason)
     assert front.steering.statistics().map_entries == 0
+
+
+@pytest.mark.parametrize("size", [8, 16, 17, 20])
+def test_connection_ids_of_every_legal_length_begin_a_connection(size):
+    for source in (b"", bytes(20)):
+        assert Front().begin(initial(b"c" * size, source=source))[1] == LONG | NEW
 
 
 def test_initial_below_1200_bytes_is_dropped_even_to_a_minted_connection_id():
