@@ -181,6 +181,10 @@ class Http3Connection:
 
     # State
 
+    def is_at(self, address: Any) -> bool:
+        """The peer is at this address, and has shown that it is."""
+        return self._quic.is_at(address)
+
     @property
     def has_begun(self) -> bool:
         """Something that came could be decrypted."""

@@ -226,6 +226,11 @@ class SteeredQuicConnection(QuicConnection):
         """A token proved the client's address: no limit on what it is sent (RFC 9000 §8.1)."""
         self._network_paths = [QuicNetworkPath(address, is_validated=True)]
 
+    def is_at(self, address: Any) -> bool:
+        """The path in use leads there and is validated: no replay can make us believe it."""
+        path = self._network_paths[0]
+        return path.is_validated and bool(path.addr == address)
+
     # Receiving
 
     def receive_datagram(self, data: bytes, addr: Any, now: float) -> None:

@@ -268,6 +268,8 @@ class QuicEndpoint:
     # Receiving
 
     def _read(self) -> None:
+        if self._is_closed:
+            return
         services = self._services
         reader = self._reader
         now = services.now()
@@ -314,6 +316,8 @@ class QuicEndpoint:
         events = session.engine.receive_datagram(datagram, peer, now)
         if session.is_half_open and session.engine.handshake_complete:
             self._opened(session)
+        if peer != session.peer and session.engine.is_at(peer):
+            self._moved(session, peer)
         if events:
             session.handle_events(events)
         self.touch(session)
@@ -355,6 +359,10 @@ class QuicEndpoint:
             services.scoreboard.refuse(Refusal.QUIC_BAD_INITIAL)
             return
         client = self._peers.decode(peer)
+        if client.listener not in self._senders:
+            # The master does not write such records: somebody scribbled over the ring.
+            services.scoreboard.refuse(Refusal.QUIC_UNKNOWN_LISTENER)
+            return
         proof = None
         if initial.token:
             # A token that is not ours, or not for this Initial, is as good as none.
@@ -454,9 +462,6 @@ class QuicEndpoint:
         is_closing = engine.close_is_pending
         datagrams = engine.datagrams_to_send(now)
         if datagrams:
-            # What goes to the address in use comes first, behind it probes of others.
-            if datagrams[0][1] != session.peer:
-                self._moved(session, datagrams[0][1])
             self._send(datagrams)
         if engine.connection_id_changes:
             self._note_connection_ids(session, now)
@@ -472,7 +477,8 @@ class QuicEndpoint:
 
     def _moved(self, session: QuicSession, peer: bytes) -> None:
         client = self._peers.decode(peer)
-        session.moved(peer, client.address[:2], self._server_address(client))
+        if client.listener in self._senders:
+            session.moved(peer, client.address[:2], self._server_address(client))
 
     def _note_connection_ids(self, session: QuicSession, now: float) -> None:
         for connection_id, is_new in session.engine.take_connection_id_changes():
@@ -486,4 +492,8 @@ class QuicEndpoint:
     def _send(self, datagrams: list[tuple[bytes, bytes]]) -> None:
         for address, group in itertools.groupby(datagrams, _ADDRESS):
             peer = self._peers.decode(address)
-            self._senders[peer.listener].send([datagram for datagram, _ in group], peer)
+            sender = self._senders.get(peer.listener)
+            if sender is None:
+                self._services.scoreboard.refuse(Refusal.QUIC_UNKNOWN_LISTENER)
+            else:
+                sender.send([datagram for datagram, _ in group], peer)

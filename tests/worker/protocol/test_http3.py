@@ -1485,6 +1485,7 @@ def test_the_transport_learns_what_it_has_to_know():
     assert (engine.close_is_pending, engine.is_closed) == (True, False)
     pair.from_server()
     assert (engine.close_is_pending, engine.is_closed) == (False, True)
+    assert engine.is_at(pair.client_address)
 
 
 def test_a_retry_is_answered_for_in_the_handshake():

@@ -208,6 +208,18 @@ def test_a_client_may_go_on_from_another_address(pair: Pair):
     assert pair.received(stream).body == b"still here"
 
 
+def test_a_new_address_counts_once_it_is_validated(pair: Pair):
+    """Until then it may be somebody else's, to whom a packet was replayed."""
+    pair.client_address = OTHER_ADDRESS
+    pair.client.send_ping(1)
+    pair.say()
+    assert pair.quic._network_paths[0].addr == OTHER_ADDRESS
+    assert not pair.quic.is_at(OTHER_ADDRESS)
+    pair.run()
+    assert pair.quic.is_at(OTHER_ADDRESS)
+    assert not pair.quic.is_at(("198.51.100.7", 50000))
+
+
 # Receive credit
 
 

@@ -444,6 +444,26 @@ async def test_records_of_the_master_itself_are_no_datagrams(ring_worker: QuicWo
     assert ring_worker.scoreboard.refusals() == {}
 
 
+async def test_records_of_no_listener_of_ours_are_refused(ring_worker: QuicWorker):
+    """As if somebody had scribbled over the ring."""
+    connection = await connect(ring_worker)
+    await facts(connection)
+    client = raw_client(ring_worker)
+    pings: list[bytes] = []
+    connection.shape_out = lambda datagram: pings.append(datagram) or ()
+    connection.quic.send_ping(1)
+    connection.flush()
+    connection.shape_out = None
+    peer = ring_worker._peers.encode(connection.local_address, 7, None)
+    for datagram in (initial_of(client), pings[0], b"\x40" + bytes(100)):
+        ring_worker.writer.put(record_header(len(datagram), 0, 0, len(peer)), peer, datagram)
+    ring_worker.writer.publish()
+    await until(lambda: ring_worker.refusals(Refusal.QUIC_UNKNOWN_LISTENER) >= 2)
+    await facts(connection)
+    client.vanish()
+    await connection.close()
+
+
 async def test_a_train_is_taken_apart(ring_worker: QuicWorker):
     """The master passes what GRO joined as one record; the last datagram may be shorter."""
     datagrams = [b"\x40" + os.urandom(17) + bytes(1182) for _ in range(3)]
