@@ -130,6 +130,12 @@ def test_durations_and_sizes_are_written_as_people_do():
     assert config.ring.size == 1 << 20
 
 
+def test_numbers_are_written_in_the_base_that_people_use():
+    config = read("main:app", "--quic-server-id", "0xc0ffee", "--umask", "027")
+    assert config.http3.quic_server_id == 0xC0FFEE
+    assert config.process.umask == 0o027
+
+
 def test_the_application_may_stand_anywhere():
     assert read("--workers", "2", "main:app", "--http3").app.target == "main:app"
     assert read(ASGIRI_APP="main:app").app.target == "main:app"
@@ -213,6 +219,8 @@ def test_two_ways_to_name_an_address_are_refused():
         ("-k x.UvicornWorker", "--loop x.UvicornWorker: is no event loop; leave it out, every"),
         ("--ring-size 3MiB", "--ring-size 3MiB: must be a power of two"),
         ("--bind :1 --bind 8000", "--bind 8000: must name an address, such as 127.0.0.1:8000"),
+        ("--quic-server-id x", "--quic-server-id x: must be a number such as 7 or 0x00c0ffee"),
+        ("--umask 9", "--umask 9: must be an octal number such as 022"),
         ("--bind", "--bind: needs a value"),
         ("--http3=yes", "--http3: takes no value"),
         ("--no-http1 --no-http2", "--no-http1: leaves no version of HTTP; allow at least one"),

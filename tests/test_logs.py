@@ -13,7 +13,7 @@ from datetime import datetime
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from asgiri import logs
@@ -187,6 +187,7 @@ def test_json_has_one_object_per_line_with_stable_keys(files):
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=()), max_size=20))
+@example("file name \udcff")
 def test_json_takes_every_text_also_what_is_no_unicode(text):
     line = logs.JsonFormatter().format(record("%s", text))
     assert "\n" not in line
