@@ -161,6 +161,11 @@ def test_a_section_cannot_be_changed(section):
         ({"http": {"http1": False, "http2": False}}, "http.http1", "leaves no version of HTTP"),
         ({"http": {"headers": ("x y: z",)}}, "http.headers", "must be NAME:VALUE"),
         ({"http": {"headers": ("x:a\nb",)}}, "http.headers", "printable ASCII"),
+        (
+            {"http": {"forwarded_allow_ips": ("10.0.0.0/33",)}},
+            "http.forwarded_allow_ips",
+            "must be an address, a network such as 10.0.0.0/8, or *",
+        ),
         ({"listen": {"bind": ()}}, "listen.bind", "at least one address"),
         ({"listen": {"bind": ("8000",)}}, "listen.bind", "such as 127.0.0.1:8000 or :8000"),
         ({"listen": {"quic_bind": (":1",)}}, "listen.quic_bind", "needs --http3"),
