@@ -26,6 +26,7 @@ from tests.support.client import (
 from tests.support.stream import ByteStream
 
 STREAM_WINDOW = 65535
+GOAWAY = 7
 CONNECTION_WINDOW = 1 << 30
 """So that one stream that is not read holds up no other."""
 
@@ -155,6 +156,8 @@ class Http2Connection:
         self.scheme = scheme
         self.goaway: tuple[int, int] | None = None
         """Error code and last stream id of the latest GOAWAY."""
+        self.goaways: list[tuple[int, int]] = []
+        self._received = bytearray()
         self.closed = asyncio.Event()
         self.h2 = h2.connection.H2Connection(
             h2.config.H2Configuration(client_side=True, header_encoding=None)
@@ -296,7 +299,7 @@ class Http2Connection:
     async def _read(self) -> None:
         try:
             while data := await self.stream.read():
-                for event in self.h2.receive_data(data):
+                for event in self.h2.receive_data(self._without_goaway(data)):
                     self._take(event)
                 self._changed.set()
                 await self.flush()
@@ -311,12 +314,31 @@ class Http2Connection:
                 exchange.fail(ExchangeFailed(FailureKind.CLOSED, code))
             self._changed.set()
 
+    def _without_goaway(self, data: bytes) -> bytes:
+        """Whole frames but GOAWAY: h2 takes that for the end, though streams go on (RFC 9113
+        §6.8).
+        """
+        self._received += data
+        kept, start = [], 0
+        while len(self._received) - start >= 9:
+            end = start + 9 + int.from_bytes(self._received[start : start + 3])
+            if end > len(self._received):
+                break
+            frame = bytes(self._received[start:end])
+            if frame[3] == GOAWAY:
+                code, last = int.from_bytes(frame[13:17]), int.from_bytes(frame[9:13])
+                self.goaway = (code, last)
+                self.goaways.append(self.goaway)
+            else:
+                kept.append(frame)
+            start = end
+        del self._received[:start]
+        return b"".join(kept)
+
     def _take(self, event: h2.events.Event) -> None:
         match event:
             case h2.events.RemoteSettingsChanged():
                 self._settled = True
-            case h2.events.ConnectionTerminated():
-                self.goaway = (int(event.error_code or 0), event.last_stream_id or 0)
             case _:
                 exchange = self._exchanges.get(getattr(event, "stream_id", None) or 0)
                 if exchange is not None:

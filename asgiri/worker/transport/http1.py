@@ -99,7 +99,9 @@ class Http1Session(TcpConnection):
                 self._drain_due = False
                 self._http1.begin_drain()
             self.handle_events(events)
-            self._flush()
+            # What the engine answers by itself ends the connection, and has been flushed by that.
+            if self._stage is Stage.OPEN:
+                self._arm()
 
     def eof_received(self) -> bool:
         """Keep the transport when the peer still waits for an answer; TLS cannot."""
@@ -231,8 +233,8 @@ class Http1Session(TcpConnection):
         elif self._armed_phase is not HEAD:
             self.deadline = self._services.now() + config.header_timeout
         self._armed_phase = phase
-        # In other phases nothing waits for the application.
-        if self._reading_paused or phase is RESPONDING or phase is BODY:
+        # In the others nothing waits for the application.
+        if self._reading_paused or (phase is not WAITING and phase is not HEAD):
             self._update_reading()
 
     def _update_reading(self) -> None:

@@ -385,8 +385,10 @@ def test_subprotocols_are_listed_in_the_clients_order():
 def test_the_first_offer_that_fits_is_taken():
     offers = (
         b"sec-websocket-extensions",
-        b"permessage-deflate; server_max_window_bits=8,"
-        b"permessage-deflate; server_max_window_bits=9",
+        (
+            b"permessage-deflate; server_max_window_bits=8,"
+            b"permessage-deflate; server_max_window_bits=9"
+        ),
     )
     assert negotiate(offers).deflate.response == b"permessage-deflate; server_max_window_bits=9"
     assert negotiate(offers, deflate=False).deflate is None
