@@ -814,7 +814,8 @@ class WorkerConfig(Section):
 
     balance: Annotated[Literal["connection", "request", "auto"], Option("--balance")] = "auto"
     """Whether connections or single requests are spread over the workers. Auto moves requests
-    while handlers keep an event loop busy for more than 5 ms at a time."""
+    while handlers keep an event loop busy for more than 5 ms at a time. With connection, none is
+    moved to another worker, and none is closed because its worker has too many."""
 
     balance_policy: Annotated[
         Literal["least-loaded", "round-robin", "client-ip"],

@@ -67,8 +67,10 @@ class Fleet:
             keep_alive=config.http1.keep_alive,
             by_client_ip=config.workers.balance_policy == "client-ip",
         )
-        self._balance = BalanceSwitch(BalanceMode(config.workers.balance))
-        self._shedding = Shedding()
+        mode = BalanceMode(config.workers.balance)
+        self._balance = BalanceSwitch(mode)
+        # Who wants connections to stay where they are does not want them closed either.
+        self._shedding = None if mode is BalanceMode.CONNECTION else Shedding()
         self._loop = loop
         self._supervisor = supervisor
         self._dispatcher = dispatcher
@@ -332,8 +334,9 @@ class Fleet:
             for worker in self.workers.values():
                 if worker.assignments.get(AssignmentCell.TARGET_STATE) != WorkerState.DRAINING:
                     worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
-        for worker_id, count in self._shedding.observe(self._dispatcher.loads(), now).items():
-            self._tell(worker_id, messages.Shed(count))
+        if self._shedding is not None:
+            for worker_id, count in self._shedding.observe(self._dispatcher.loads(), now).items():
+                self._tell(worker_id, messages.Shed(count))
 
     def abandon(self) -> None:
         """Kill whoever is left, after an error of our own. Nothing is finished."""

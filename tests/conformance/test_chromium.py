@@ -44,6 +44,8 @@ async def chromium(demo: Server) -> AsyncIterator[Browser]:
             "--disable-dev-shm-usage",
             "--no-proxy-server",
             f"--user-data-dir={profile}",
+            # Told to use QUIC, Chromium tries ::1 for localhost and no second address.
+            "--host-resolver-rules=MAP localhost 127.0.0.1",
             f"--origin-to-force-quic-on=localhost:{demo.port}",
             f"--ignore-certificate-errors-spki-list={key_hash()}",
         ]
