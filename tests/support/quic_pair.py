@@ -32,7 +32,8 @@ from asgiri.ipc.connection_id import ConnectionIdCodec, ConnectionIdMint
 from asgiri.ipc.tokens import QuicSecrets, ResetTokens
 from asgiri.worker.protocol import http3_frames as frames
 from asgiri.worker.protocol.events import Event
-from asgiri.worker.protocol.http3 import Http3Connection, Http3Server
+from asgiri.worker.protocol.http3 import Http3Connection
+from asgiri.worker.protocol.http3_server import Http3Server
 from tests.support.certificates import certificates
 from tests.support.quic_client import MeteredQuicConnection, client_configuration
 

@@ -19,7 +19,7 @@ import operator
 import os
 import socket
 from collections.abc import Mapping
-from typing import Any, Final, cast
+from typing import Final
 
 from asgiri.config import TlsConfig
 from asgiri.ipc.connection_id import (
@@ -31,15 +31,15 @@ from asgiri.ipc.connection_id import (
 from asgiri.ipc.records import Peer, PeerTable, Record, RecordFlag, RecordReader
 from asgiri.ipc.scoreboard import Cell, Refusal
 from asgiri.ipc.tokens import QuicSecrets, ResetTokens, RetryTokens
-from asgiri.worker.asgi.request import HttpRequest
 from asgiri.worker.asgi.scope import Address
-from asgiri.worker.protocol.events import Event, HttpEngine, RequestReceived
-from asgiri.worker.protocol.http3 import Http3Connection, Http3Server
+from asgiri.worker.protocol.events import Event
+from asgiri.worker.protocol.http3 import Http3Connection
+from asgiri.worker.protocol.http3_server import Http3Server
 from asgiri.worker.protocol.quic import check_steering, parse_initial_untrusted
 from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.quic_ids import ConnectionTable, StatelessResets, Tombstone
+from asgiri.worker.transport.quic_session import QuicSession
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.session import HttpSession
 from asgiri.worker.transport.timers import Timers
 from asgiri.worker.transport.udp import DatagramSender
 
@@ -51,8 +51,6 @@ BATCH_SECONDS: Final = 0.002
 TAKE_RECORDS: Final = 16
 """Taken at once: the time is looked at in between."""
 
-CHECK_PERIOD: Final = 1.0
-"""How often a connection with open requests is looked at for those that do not move."""
 SHORTEST_DATAGRAM: Final = 22
 """First octet, connection ID, and what is left of a packet at the least."""
 SMALLEST_INITIAL: Final = 1200
@@ -65,101 +63,6 @@ _ID_END: Final = 1 + CONNECTION_ID_LENGTH
 _CONNECTION: Final = int(ConnectionIdKind.CONNECTION)
 _CONTROL: Final = int(RecordFlag.CONTROL)
 _ADDRESS: Final = operator.itemgetter(1)
-
-
-class QuicSession(HttpSession):
-    """One QUIC connection, from its first Initial on."""
-
-    __slots__ = (
-        "_endpoint",
-        "connection_ids",
-        "deadline",
-        "engine",
-        "is_half_open",
-        "is_touched",
-        "peer",
-        "timer_at",
-        "timer_entry",
-        "tls",
-    )
-
-    def __init__(
-        self,
-        endpoint: QuicEndpoint,
-        services: WorkerServices,
-        engine: Http3Connection,
-        peer: bytes,
-        client: Address,
-        server: Address,
-    ) -> None:
-        self.tls: dict[str, Any] = {}
-        """Value of the scope's `tls` extension; filled in when the handshake is complete."""
-        scopes = services.scopes.connection(client=client, server=server, secure=True, tls=self.tls)
-        # HttpSession calls what the engines have in common; bytes in and out are the transport's.
-        super().__init__(services, cast(HttpEngine, engine), scopes)
-        self._endpoint = endpoint
-        self.engine = engine
-        self.peer = peer
-        """Where it was heard from last, as records have it."""
-        self.connection_ids: set[bytes] = set()
-        self.is_half_open = True
-        self.is_touched = False
-        self.timer_at = NEVER
-        self.timer_entry = NEVER
-        self.deadline = services.now() + services.config.http3.handshake_timeout
-
-    def moved(self, peer: bytes, client: Address, server: Address) -> None:
-        """The client has another address: requests from here on say so."""
-        self.peer = peer
-        self._scopes = self._services.scopes.connection(
-            client=client, server=server, secure=True, tls=self.tls
-        )
-
-    def timer_reached(self, now: float) -> None:
-        """Called by `Timers`."""
-        self.handle_events(self.engine.handle_timer(now))
-        self._endpoint.touch(self)
-
-    def deadline_reached(self, now: float) -> None:
-        """Called by `Deadlines`: the handshake takes too long, or it is time to look for what does
-        not move."""
-        self.deadline = NEVER
-        if self.is_half_open:
-            self._endpoint.handshake_timed_out(self)
-            return
-        config = self._services.config.http1
-        engine = self.engine
-        body_patience = config.body_timeout or NEVER
-        self.handle_events(
-            engine.drop_stalled(
-                now, head_patience=config.header_timeout or NEVER, send_patience=body_patience
-            )
-        )
-        for stream_id, exchange in list(self._exchanges.items()):
-            if isinstance(exchange, HttpRequest):
-                since = exchange.body_awaited_since
-                if since is not None and now - since >= body_patience:
-                    self.handle_events(engine.time_out(stream_id))
-        if engine.is_waiting:
-            self.deadline = now + CHECK_PERIOD
-        self._flush()
-
-    def look_after(self, now: float) -> None:
-        """Something is open: see to it that it does not stay so for ever."""
-        self.deadline = min(self.deadline, now + CHECK_PERIOD)
-
-    def _begin_exchange(self, event: RequestReceived) -> None:
-        if not self._exchanges:
-            self.look_after(self._services.now())
-        super()._begin_exchange(event)
-
-    def _flush(self) -> None:
-        if self.engine.output_is_due:
-            self._endpoint.touch(self)
-
-    def _end(self, reason: str) -> None:
-        logger.debug("QUIC connection ended: %s", reason)
-        self._endpoint.touch(self)
 
 
 class QuicEndpoint:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asgiri.errors import AppError
 from asgiri.ipc.scoreboard import Refusal
-from asgiri.worker.protocol import http3, http3_control, http3_frames, qpack
+from asgiri.worker.protocol import http3_control, http3_frames, http3_streams, qpack
 from asgiri.worker.protocol.events import (
     BodyEnded,
     BodyReceived,
@@ -1130,8 +1130,8 @@ def test_a_client_that_gives_up_all_it_asks_for_is_sent_away():
         for stream in streams:
             pair.engine.release(stream)
         given_up += len(streams)
-        assert given_up < 2 * http3.RESET_BURST
-    assert given_up > http3.RESET_BURST
+        assert given_up < 2 * http3_streams.RESET_BURST
+    assert given_up > http3_streams.RESET_BURST
     assert pair.closed.error_code == ErrorCode.H3_EXCESSIVE_LOAD
     assert PeerViolation in kinds(pair.events)
 

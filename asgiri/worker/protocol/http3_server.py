@@ -1,0 +1,75 @@
+"""Makes the HTTP/3 connections of a worker. Sans-IO, but for reading the certificate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from asgiri.config import FlowConfig, Http3Config, TlsConfig
+from asgiri.ipc.connection_id import ConnectionIdMint
+from asgiri.ipc.tokens import ResetTokens
+from asgiri.worker.protocol.http3 import Http3Connection
+from asgiri.worker.protocol.quic import (
+    SteeredQuicConnection,
+    certificate_pem,
+    quic_configuration,
+)
+
+
+class Http3Server:
+    """What the HTTP/3 connections of a worker have in common."""
+
+    def __init__(
+        self,
+        *,
+        config: Http3Config,
+        flow: FlowConfig,
+        tls: TlsConfig,
+        mint: ConnectionIdMint,
+        reset_tokens: ResetTokens,
+    ) -> None:
+        self._config = config
+        self._flow = flow
+        self._mint = mint
+        self._reset_tokens = reset_tokens
+        self.load_certificate(tls)
+
+    def load_certificate(self, tls: TlsConfig) -> None:
+        """Use the first of the certificates from now on: aioquic chooses none by name."""
+        self._configuration = quic_configuration(
+            self._config,
+            certfile=tls.certfile[0],
+            keyfile=tls.keyfile[0] if tls.keyfile else None,
+            password=tls.keyfile_password,
+        )
+        self._certificate = certificate_pem(self._configuration)
+
+    def accept(
+        self,
+        original_destination_cid: bytes,
+        *,
+        retried_from: bytes | None = None,
+        trusted_address: Any = None,
+    ) -> Http3Connection:
+        """Begin a connection. After a Retry: its connection ID, and the address that it proved."""
+        quic = SteeredQuicConnection(
+            configuration=self._configuration,
+            mint=self._mint,
+            reset_tokens=self._reset_tokens,
+            max_streams=self._config.max_streams,
+            original_destination_connection_id=original_destination_cid,
+            retry_source_connection_id=retried_from,
+        )
+        if trusted_address is not None:
+            quic.trust_path(trusted_address)
+        return Http3Connection(quic, config=self._config, flow=self._flow)
+
+    def tls_extension(self, connection: Http3Connection) -> dict[str, Any]:
+        """Value of the `tls` extension of ASGI scopes. Clients are not asked for certificates."""
+        return {
+            "server_cert": self._certificate,
+            "client_cert_chain": [],
+            "client_cert_name": None,
+            "client_cert_error": None,
+            "tls_version": 0x0304,
+            "cipher_suite": connection.cipher_suite,
+        }
