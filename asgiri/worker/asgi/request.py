@@ -225,12 +225,12 @@ class HttpRequest:
         if (self._gone or self._told) and self._phase is not COMPLETE:
             raise ClientDisconnected("the client has gone")
         kind = message.get("type")
-        if kind == "http.response.start":
-            self._send_start(message)
-        elif kind == "http.response.body":
+        if kind == "http.response.body":
             if self._paused:
                 await self._wait_writable()
             self._send_body(message)
+        elif kind == "http.response.start":
+            self._send_start(message)
         elif kind == "http.response.trailers":
             self._send_trailers(message)
         elif kind == "http.response.early_hint":
