@@ -15,7 +15,9 @@ from tests.support.client import ClientConnection, ExchangeFailed, read_response
 from tests.support.remote_app import RemoteApps, RemoteRaised
 
 
-@pytest.mark.parametrize("size", [0, 1, 1000, 65536, 1_000_000])
+@pytest.mark.parametrize(
+    "size", [0, 1, 1000, 65536, pytest.param(1_000_000, marks=pytest.mark.slow)]
+)
 async def test_a_body_is_echoed(connection: ClientConnection, size: int):
     response = await request(connection, "POST", "/echo", body=pattern(size))
     assert response.body == pattern(size)
@@ -66,7 +68,7 @@ async def test_a_response_may_be_complete_before_the_body_arrived(
 
 @pytest.mark.slow
 async def test_a_large_upload_arrives_whole(connection: ClientConnection):
-    body = pattern(16 << 20)
+    body = pattern(8 << 20)
     response = await request(connection, "POST", "/hash", body=body)
     told = json.loads(response.body)
     assert (told["size"], told["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
@@ -75,11 +77,11 @@ async def test_a_large_upload_arrives_whole(connection: ClientConnection):
 @pytest.mark.slow
 @pytest.mark.parametrize("chunked", [0, 1])
 async def test_a_large_download_arrives_whole(connection: ClientConnection, chunked: int):
-    size = 16 << 20
+    size = 8 << 20
     response = await request(
         connection, "GET", f"/bytes?size={size}&part=1048576&chunked={chunked}"
     )
-    expected = hashlib.sha256(pattern(1 << 20) * 16).hexdigest()
+    expected = hashlib.sha256(pattern(1 << 20) * 8).hexdigest()
     assert hashlib.sha256(response.body).hexdigest() == expected
     assert response.header("content-length") == (None if chunked else str(size))
 
@@ -162,6 +164,7 @@ async def test_trailing_body_of_a_request_with_content_length_is_counted(
     assert json.loads(response.body)["size"] == 6
 
 
+@pytest.mark.slow
 async def test_many_bodies_at_once(connect: Connect, version: Version):
     count = 8
     one = await connect()

@@ -6,12 +6,16 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 
+import pytest
+
 from tests.behaviour.conftest import Connect
 from tests.behaviour.versions import Version
 from tests.support.apps import pattern
 from tests.support.client import ClientExchange, request
 from tests.support.memory_use import peak_memory, reset_peak_memory
 from tests.support.remote_app import AppCall, RemoteApps
+
+pytestmark = pytest.mark.slow
 
 PART = 65536
 PATIENCE = 0.25
@@ -77,7 +81,7 @@ async def test_a_slow_reader_makes_the_application_wait(connect: Connect, apps: 
 async def test_an_application_that_does_not_read_makes_the_client_wait(
     connect: Connect, apps: RemoteApps
 ):
-    total = 32 << 20
+    total = 26 << 20
     connection = await connect()
     exchange = await connection.start("POST", "/", apps.headers, body=None)
     call = await apps.wait_call()

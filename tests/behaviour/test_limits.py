@@ -25,16 +25,19 @@ async def test_a_head_of_reasonable_size_is_served(connection: ClientConnection)
     assert (await request(connection, "GET", "/hello", fields)).status == 200
 
 
+@pytest.mark.slow
 async def test_too_large_a_field_is_refused(connect: Connect):
     await assert_refused(await connect(), [("x-large", "v" * 60_000), ("x-more", "v" * 10_000)])
     assert (await request(await connect(), "GET", "/hello")).status == 200
 
 
+@pytest.mark.slow
 async def test_too_many_fields_are_refused(connect: Connect):
     await assert_refused(await connect(), [(f"x-{number}", "v" * 10) for number in range(5_000)])
     assert (await request(await connect(), "GET", "/hello")).status == 200
 
 
+@pytest.mark.slow
 async def test_too_long_a_path_is_refused(connect: Connect):
     connection = await connect()
     try:

@@ -149,6 +149,7 @@ async def test_connection_specific_response_fields_never_leave_over_2_and_3(
             assert response.header(name) is None
 
 
+@pytest.mark.slow
 async def test_many_connections_at_once(connect: Connect):
     connections = await asyncio.gather(*(connect() for _ in range(50)))
     responses = await asyncio.gather(*(request(c, "GET", "/hello") for c in connections))

@@ -13,8 +13,6 @@ from tests.support.http2_client import Http2Connection
 from tests.support.http3_client import Http3Connection
 from tests.support.server import Server
 
-ROOT_PATH = "/mounted"
-
 
 class ServerKind(enum.Enum):
     """Servers that versions share; each is started when the first test asks for it."""
@@ -30,12 +28,14 @@ class ServerSetup:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
+MAX_MESSAGE = 1 << 20
+"""Of a WebSocket; small, so that a test passes it soon."""
 # A QUIC client that vanished is waited for when the server stops; not for long in a test.
-SHORT = {"graceful_timeout": 5}
+COMMON = {"graceful_timeout": 2, "ws_max_size": MAX_MESSAGE}
 SERVERS = {
-    ServerKind.CLEARTEXT: ServerSetup(options={**SHORT, "http1_parser": "httptools"}),
-    ServerKind.CLEARTEXT_H11: ServerSetup(options={**SHORT, "http1_parser": "h11"}),
-    ServerKind.TLS: ServerSetup(tls=True, options={**SHORT, "http3": True}),
+    ServerKind.CLEARTEXT: ServerSetup(options={**COMMON, "http1_parser": "httptools"}),
+    ServerKind.CLEARTEXT_H11: ServerSetup(options={**COMMON, "http1_parser": "h11"}),
+    ServerKind.TLS: ServerSetup(tls=True, options={**COMMON, "http3": True}),
 }
 
 

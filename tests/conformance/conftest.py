@@ -13,6 +13,8 @@ WORKERS = 4
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    server = Server.start(ServerOptions(workers=WORKERS, tls=True, options={"http3": True}))
+    # Load generators do not come again when a worker that has too many asks them to.
+    options = {"http3": True, "balance": "connection"}
+    server = Server.start(ServerOptions(workers=WORKERS, tls=True, options=options))
     yield server
     server.stop()
