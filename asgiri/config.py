@@ -434,18 +434,19 @@ class HttpConfig(Section):
     proxy_headers: Annotated[bool, Option("--proxy-headers", pending=True)] = True
     """Take client address and scheme from what a trusted proxy says."""
 
-    limit_concurrency: Annotated[int, Option("--limit-concurrency", minimum=0, pending=True)] = 0
-    """Requests that a worker handles at once; 0 for no limit. Idle connections do not count."""
+    limit_concurrency: Annotated[int, Option("--limit-concurrency", minimum=0)] = 0
+    """Requests that a worker handles at once; 0 for no limit. Idle connections and WebSockets do
+    not count. With a limit, requests are balanced unless --balance says otherwise."""
 
-    request_timeout: Annotated[
-        float, Option("--request-timeout", unit=Unit.SECONDS, minimum=0, pending=True)
-    ] = 0.0
-    """How long the application may take for one request; 0 for no limit."""
+    request_timeout: Annotated[float, Option("--request-timeout", unit=Unit.SECONDS, minimum=0)] = (
+        0.0
+    )
+    """How long the application may take for one response, answered with 504 beyond; 0 for no
+    limit. Its call is cancelled, which a handler that keeps the event loop notices late."""
 
-    queue_timeout: Annotated[
-        float, Option("--queue-timeout", unit=Unit.SECONDS, minimum=0, pending=True)
-    ] = 10.0
-    """How long a request waits for a worker below its limit. Few people wait longer."""
+    queue_timeout: Annotated[float, Option("--queue-timeout", unit=Unit.SECONDS, minimum=0)] = 10.0
+    """How long a request waits for a worker below its limit, answered with 503 beyond; 0 for ever.
+    Few people wait longer."""
 
     def contradictions(self) -> Iterator[ConfigError]:
         if not (self.http1 or self.http2 or self.http3):
@@ -835,8 +836,9 @@ class WorkerConfig(Section):
     """Import the application once per generation and fork the workers from it. Saves memory; the
     application must bear being forked."""
 
-    cpu_affinity: Annotated[bool, Option("--cpu-affinity", pending=True)] = False
-    """Pin each worker to one processor."""
+    cpu_affinity: Annotated[bool, Option("--cpu-affinity")] = False
+    """Pin each worker to one of the processors that it may use; on Linux only. Memory near a
+    processor is the operator's affair (numactl)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

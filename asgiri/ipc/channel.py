@@ -3,8 +3,10 @@
     control      messages (see `messages`), both ways; the hello carries descriptors, in this order:
                  connection channel, segment, then with HTTP/3 published and consumed, or the record
                  stream, then one descriptor per UDP listener
-    connection   accepted TCP connections: a frame is one byte per descriptor, its listener's index;
-                 worker to master: connections handed back
+    connection   accepted TCP connections: a frame is one byte per descriptor, its listener's index,
+                 plus OVERDUE if it waited too long and is to be refused with 503.
+                 Worker to master: connections handed back, with a second byte for each behind all
+                 the first ones: how much of its keep-alive time is over, in 255ths
 
 Commands and connections have a pair each, so that the master can read connections back (`recover`)
 without meeting commands. A message is read by exactly one reader: whoever reads it owns the
@@ -33,11 +35,14 @@ from typing import Final, Self
 from asgiri.errors import ChannelClosedError, FdsLostError, LocalProtocolError
 from asgiri.ipc.messages import MAX_FRAME_SIZE, Message, decode_untrusted, encode
 
-__all__ = ["MAX_FDS", "ConnectionChannel", "ControlChannel"]
+__all__ = ["MAX_FDS", "OVERDUE", "ConnectionChannel", "ControlChannel"]
 
 MAX_FDS: Final = 64
 """Descriptors in one message. The kernel allows 253; those under way count against the sender's
 limit of open files, and 64 keep far away from both."""
+
+OVERDUE: Final = 0x80
+"""Added to a listener's index, of which there are at most so many."""
 
 SOCKET_BUFFER_SIZE: Final = 4 * MAX_FRAME_SIZE
 """Room for some frames of the largest size; macOS refuses a datagram larger than the buffer."""
@@ -151,7 +156,7 @@ class ControlChannel(_Channel):
 class ConnectionChannel(_Channel):
     """Accepted connections on their way to the worker, or handed back by it."""
 
-    def send(self, listeners: bytes, fds: Sequence[int]) -> int:
+    def send(self, listeners: bytes, fds: Sequence[int], ages: bytes = b"") -> int:
         """Send up to MAX_FDS descriptors, each with its listener's index, in one message.
 
         Return how many were sent: all, or 0 when the channel is full. The caller still owns them,
@@ -160,22 +165,29 @@ class ConnectionChannel(_Channel):
         _check_count(fds)
         if len(listeners) != len(fds):
             raise LocalProtocolError(f"{len(listeners)} listeners for {len(fds)} descriptors")
-        return len(fds) if fds and self._send(listeners, fds) else 0
+        if ages and len(ages) != len(fds):
+            raise LocalProtocolError(f"{len(ages)} ages for {len(fds)} descriptors")
+        return len(fds) if fds and self._send(listeners + ages, fds) else 0
 
     def receive(self) -> list[tuple[int, int]]:
         """Return (listener, descriptor) pairs, which the caller owns; [] when there are none now.
 
         Raises ChannelClosedError at the end, FdsLostError when this process may open no more files.
         """
-        received = self._receive(MAX_FDS)
+        return [(listener, fd) for listener, fd, _ in self.receive_aged()]
+
+    def receive_aged(self) -> list[tuple[int, int, int]]:
+        """The same with ages: (listener, descriptor, age). 0 where none was sent."""
+        received = self._receive(2 * MAX_FDS)
         if received is None:
             return []
-        listeners, fds, flags = received
-        if len(listeners) != len(fds) or flags & socket.MSG_TRUNC:
+        frame, fds, flags = received
+        count = len(fds)
+        if len(frame) not in (count, 2 * count) or flags & socket.MSG_TRUNC:
             self.refused += 1
             _close_all(fds)
             return []
-        return list(zip(listeners, fds, strict=True))
+        return list(zip(frame[:count], fds, frame[count:] or bytes(count), strict=True))
 
     def recover(self) -> list[tuple[int, int]]:
         """Read back what the other process has not read, in the order it was sent.

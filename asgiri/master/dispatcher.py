@@ -7,7 +7,12 @@ What is outstanding at a worker is exact, not as old as its last heartbeat: the 
 of what it has sent minus the worker's count of what it has closed, so a burst within one heartbeat
 does not run into the worker that happened to look idle. To that come the requests that it works
 on, and how late its event loop runs. A worker whose heart has not beaten for STALE_AFTER stands
-in a handler: what is sent there would wait for it, so it gets nothing while another one beats.
+in a handler: what is sent there would wait for it, so it gets nothing while another one beats. A
+worker that has something unread and gives no sign of life for LATE_AFTER is late: it gets nothing
+more, and what it has not read is taken back as soon as another one is free.
+
+A worker at its limit of requests (`request_limit`) gets no connections, and while requests are
+balanced (`hold`) none that stands still or is late does: the caller keeps what nobody may take.
 
 QUIC connections are counted the same way, except that a worker may never see what was sent (the
 ring was full, the Initial was garbage, the handshake was refused): an assignment that was not
@@ -34,6 +39,9 @@ BEAT_INTERVAL: Final = 0.05
 """Seconds between two beats of a worker whose event loop turns."""
 STALE_AFTER: Final = 0.15
 """Seconds without a beat. Three beats: one late timer is no reason to go elsewhere."""
+LATE_AFTER: Final = 0.004
+"""Seconds for which connections may lie unread without a sign of life of their worker. A loop that
+turns reads them within 0.2 ms; on a processor that others use too, within a time slice or two."""
 OBSERVE_INTERVAL: Final = 0.05
 SAMPLE_INTERVAL: Final = 0.001
 """Seconds for which what the workers' pages said is good enough."""
@@ -89,6 +97,8 @@ class DispatcherStatistics:
     tcp_withdrawn: int
     nobody_eligible: int
     stale_bursts: int
+    holding: bool
+    """Requests are balanced: nothing is sent to who stands still."""
 
 
 class _Worker:
@@ -96,12 +106,16 @@ class _Worker:
 
     __slots__ = (
         "_beat_count",
+        "_life",
         "_load",
         "_quic_assigned",
         "_quic_assigned_before_beat",
         "_quic_assigned_since_beat",
+        "_unread_since",
         "fresh",
         "lag",
+        "late",
+        "room",
         "score",
         "slot",
         "tcp_assigned",
@@ -115,30 +129,57 @@ class _Worker:
         self.tcp_assigned = tcp_assigned
         self.fresh = False
         self.lag = 0.0
+        self.late = False
+        """It left something unread, and has given no sign of life since."""
+        self.room = 0
+        """Connections that it may be given before the next look."""
         self.score = 0
         self.unadopted = 0
+        self._life = 0
+        self._unread_since = 0.0
         self._load = load
         self._beat_count = 0
         self._quic_assigned = 0
         self._quic_assigned_since_beat = 0
         self._quic_assigned_before_beat = 0
 
-    def sample(self, now: float, *, forgive: bool) -> None:
+    def sample(self, now: float, *, forgive: bool, request_limit: int) -> None:
         """Read the worker's page; `forgive` a beat that does not come."""
         get = self._load.get
         beat = now if forgive else get(_BEAT_NS) * 1e-9
         self.fresh = now - beat <= STALE_AFTER
-        self.unadopted = self.tcp_assigned - get(_TCP_ADOPTED)
+        adopted = get(_TCP_ADOPTED)
+        unadopted = self.unadopted = self.tcp_assigned - adopted
+        # A beat that is forgiven is a sign of life: whoever looks was away, not the worker.
+        self._look_for_life(-1 if forgive else adopted + get(_BEAT_COUNT), now)
         # Between two beats the loop is at least as late as its beat.
         lag = self.lag = max(get(_LAG_EWMA_US) * 1e-6, now - beat - BEAT_INTERVAL)
+        active = get(_REQUESTS_ACTIVE)
+        self.room = UNADOPTED_LIMIT + 1 - unadopted
+        if request_limit:
+            # What it has not read is as many requests, soon.
+            self.room = min(self.room, request_limit - active - unadopted)
         self.score = (
             self.tcp_assigned
             - get(_TCP_CLOSED)
             - get(_TCP_HANDED_BACK)
             + self._outstanding_quic(get)
-            + get(_REQUESTS_ACTIVE) * REQUEST_WEIGHT
+            + active * REQUEST_WEIGHT
             + int(min(lag / LAG_UNIT, LAG_LIMIT))
         )
+
+    def _look_for_life(self, life: int, now: float) -> None:
+        """`life` grows with each sign of life; -1 is one that is believed."""
+        if life != self._life or life < 0:
+            self._life = life
+            self._unread_since = now
+            self.late = False
+        elif self.unadopted <= 0:
+            # But who was late stays late, although its connections were taken back: else two
+            # workers in long handlers would be given them in turns.
+            self._unread_since = now
+        elif now - self._unread_since > LATE_AFTER:
+            self.late = True
 
     @property
     def open_connections(self) -> int:
@@ -148,6 +189,7 @@ class _Worker:
     def assigned_tcp(self, count: int) -> None:
         self.tcp_assigned += count
         self.unadopted += count
+        self.room -= count
         self.score += count
 
     def assigned_quic(self) -> None:
@@ -177,9 +219,16 @@ class Dispatcher:
     """
 
     def __init__(
-        self, policy: BalancePolicy, *, random: Callable[[], float], hash_key: bytes
+        self,
+        policy: BalancePolicy,
+        *,
+        random: Callable[[], float],
+        hash_key: bytes,
+        request_limit: int = 0,
     ) -> None:
         """Take `random` as random.random.
+
+        `request_limit`: requests that a worker handles at once; 0: as many as come.
 
         `hash_key`: up to 64 bytes, the same as long as clients are to find their slots again;
         unknown to them, or they could choose their slot.
@@ -187,10 +236,15 @@ class Dispatcher:
         self._policy = policy
         self._random = random
         self._hash_key = hash_key
+        self.request_limit = request_limit
+        self.hold = False
+        """Choose nobody rather than a worker that stands still or is late."""
         self._workers: dict[int, _Worker] = {}
         self._ready: list[_Worker] = []
         self._candidates: list[_Worker] = []
-        """The ready ones whose heart beats, or all; which of them has room changes all the time."""
+        """The ready ones in the best state that any of them is in: those that are in time, else
+        those whose heart beats, else all. Which of them has room changes all the time.
+        """
         self._turn = 0
         self._sample_at = -math.inf
         self._looked_at = math.inf  # the first look comes after no absence
@@ -247,9 +301,21 @@ class Dispatcher:
         """Return a worker_id for a new QUIC connection, None when nobody may take it.
 
         Unread TCP connections count here as well: a worker that leaves 65 of them does not read
-        its ring either.
+        its ring either. Its datagrams cannot wait in the master, so `hold` and `request_limit` do
+        not concern it: it waits in the worker.
         """
-        return self.choose_tcp(now, client_ip)
+        worker_id = self.choose_tcp(now, client_ip)
+        return self.choose_anyway(now) if worker_id is None else worker_id
+
+    def choose_anyway(self, now: float) -> int | None:
+        """Return the least loaded worker, at its limit or standing still, that reads what it gets;
+        None when each has too much unread.
+        """
+        if now >= self._sample_at:
+            self._sample(now)
+        readers = [worker for worker in self._ready if worker.unadopted <= UNADOPTED_LIMIT]
+        readers = [worker for worker in readers if worker.fresh and not worker.late] or readers
+        return min(readers, key=_score).worker_id if readers else None
 
     def rendezvous(self, key: bytes) -> int | None:
         """Return the ready worker that `key` leads to, whatever its load; None: nobody is ready.
@@ -299,13 +365,18 @@ class Dispatcher:
         if self._policy is BalancePolicy.CLIENT_IP:
             return []
         self._sample(now)
-        if not any(worker.fresh and worker.unadopted <= UNADOPTED_LIMIT for worker in self._ready):
+        if not any(worker.fresh and not worker.late and worker.room > 0 for worker in self._ready):
             return []
         return [
             worker.worker_id
             for worker in self._workers.values()
-            if not worker.fresh and worker.unadopted > 0
+            if (worker.late or not worker.fresh) and worker.unadopted > 0
         ]
+
+    @property
+    def has_unread(self) -> bool:
+        """Some worker had connections to read when it was last looked at, or was sent some."""
+        return any(worker.unadopted > 0 for worker in self._workers.values())
 
     def lags(self, now: float) -> dict[int, float]:
         """Return how many seconds the event loop of each ready worker is late."""
@@ -328,6 +399,7 @@ class Dispatcher:
             tcp_withdrawn=self._tcp_withdrawn,
             nobody_eligible=self._nobody_eligible,
             stale_bursts=self._stale_bursts,
+            holding=self.hold,
         )
 
     def _sample(self, now: float) -> None:
@@ -341,19 +413,23 @@ class Dispatcher:
             self._ignore_stale_until = now + STALE_AFTER
             self._sample_each(now)
             fresh = self._ready
-        # When all stand still, one is as good as the other.
-        self._candidates = list(fresh or self._ready)
+        in_time = [worker for worker in fresh if not worker.late]
+        if in_time or self.hold:
+            self._candidates = in_time
+        else:
+            # When all stand still, one is as good as the other.
+            self._candidates = list(fresh or self._ready)
 
     def _sample_each(self, now: float) -> None:
+        forgive = now < self._ignore_stale_until
         for worker in self._workers.values():
-            worker.sample(now, forgive=now < self._ignore_stale_until)
+            worker.sample(now, forgive=forgive, request_limit=self.request_limit)
 
     def _choose(self, client_ip: str) -> _Worker | None:
         match self._policy:
             case BalancePolicy.CLIENT_IP if client_ip:
-                return self._heaviest(
-                    client_ip.encode(), (w for w in self._ready if w.unadopted <= UNADOPTED_LIMIT)
-                )
+                with_room = (worker for worker in self._ready if worker.room > 0)
+                return self._heaviest(client_ip.encode(), with_room)
             case BalancePolicy.ROUND_ROBIN:
                 return next(self._with_room(), None)
             case _:
@@ -364,7 +440,7 @@ class Dispatcher:
         workers = self._candidates
         start = self._turn % len(workers) if workers else 0
         for position, worker in enumerate(workers[start:] + workers[:start], start + 1):
-            if worker.unadopted <= UNADOPTED_LIMIT:
+            if worker.room > 0:
                 self._turn = position
                 yield worker
 
@@ -374,7 +450,7 @@ class Dispatcher:
             first = int(self._random() * count)
             second = (first + 1 + int(self._random() * (count - 1))) % count
             pair = [self._candidates[first], self._candidates[second]]
-            pair = [worker for worker in pair if worker.unadopted <= UNADOPTED_LIMIT]
+            pair = [worker for worker in pair if worker.room > 0]
             if pair:
                 return min(pair, key=_score)
         # Not `min`: this is the hot path, and equals must take turns.
@@ -382,7 +458,7 @@ class Dispatcher:
         self._turn += 1
         start = self._turn % count if count else 0
         for worker in self._candidates[start:] + self._candidates[:start]:
-            if worker.score < best_score and worker.unadopted <= UNADOPTED_LIMIT:
+            if worker.score < best_score and worker.room > 0:
                 best, best_score = worker, worker.score
         return best
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from asgiri.config import Config
@@ -65,9 +66,13 @@ class Fleet:
             dispatcher,
             self.workers,
             keep_alive=config.http1.keep_alive,
+            queue_timeout=config.http.queue_timeout or math.inf,
+            tls=config.speaks_tls,
             by_client_ip=config.workers.balance_policy == "client-ip",
         )
-        mode = BalanceMode(config.workers.balance)
+        mode = _balance_mode(config)
+        self.bystanders: dict[int, Callable[[], None]] = {}
+        """Children that are no workers, and who reaps them."""
         self._balance = BalanceSwitch(mode)
         # Who wants connections to stay where they are does not want them closed either.
         self._shedding = None if mode is BalanceMode.CONNECTION else Shedding()
@@ -83,6 +88,7 @@ class Fleet:
         self._tick: Timer | None = None
         self._looks = 0
         self._observe_timer = loop.call_later(OBSERVE_INTERVAL, self._observe)
+        self._balance_switched()
 
     # Deciding
 
@@ -123,6 +129,11 @@ class Fleet:
                     self.workers[worker_id].signal(signal.Signals[kill.value])
             case actions.Report(level=level, text=text, worker_id=worker_id):
                 self._report(_LEVELS[level], text, worker_id)
+            case actions.StopListening():
+                # What it has not handed back by now, a worker ends itself.
+                for worker in self.workers.values():
+                    worker.assignments.set(AssignmentCell.HAND_BACK, 0)
+                self._outcome(action)
             case _:
                 self._started = self._started or isinstance(action, actions.Started)
                 self._outcome(action)
@@ -146,16 +157,32 @@ class Fleet:
                 self._supervisor.worker_spawn_failed(action.worker_id, reason, time.monotonic())
             )
             return
-        self.workers[worker.worker_id] = worker
-        self._dispatcher.add_worker(worker.worker_id, worker.slot, worker.scoreboard)
-        if self._steering is not None:
-            self._steering.add_worker(worker.worker_id, worker, worker)
         worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
+        self._add(worker)
+        logger.debug("%s: started", worker)
+
+    def adopt(self, workers: Iterable[WorkerHandle]) -> None:
+        """Own the workers of an earlier program of this process."""
+        self._started = True
+        for worker in workers:
+            self._add(worker)
+
+    def _add(self, worker: WorkerHandle) -> None:
+        self.workers[worker.worker_id] = worker
+        self._dispatcher.add_worker(
+            worker.worker_id,
+            worker.slot,
+            worker.scoreboard,
+            tcp_assigned=worker.assignments.get(AssignmentCell.TCP_ASSIGNED),
+        )
+        if self._steering is not None and worker.records is not None:
+            self._steering.add_worker(worker.worker_id, worker, worker)
         self._loop.watch_readable(worker.control.fileno(), _Call(self._on_messages, worker))
         self._loop.watch_readable(worker.connections.fileno(), _Call(self._on_handed_back, worker))
         if worker.pidfd >= 0:
             self._loop.watch_readable(worker.pidfd, _Call(self._on_exit, worker))
-        logger.debug("%s: started", worker)
+        if worker.unsent:
+            self._loop.watch_writable(worker.control.fileno(), _Call(self._on_writable, worker))
 
     def _switch(self, ready: Sequence[int]) -> None:
         self._dispatcher.set_ready(ready)
@@ -245,7 +272,7 @@ class Fleet:
     def _on_handed_back(self, worker: WorkerHandle) -> None:
         """One message of connections that a worker has nothing to do for."""
         try:
-            self.acceptor.handed_back(worker.connections.receive())
+            self.acceptor.handed_back(worker.connections.receive_aged())
         except FdsLostError as error:
             logger.error("%s: connections it handed back were lost: %s", worker, error)
         except ChannelClosedError:
@@ -284,7 +311,7 @@ class Fleet:
     def _take_all_handed_back(self, worker: WorkerHandle) -> None:
         """What it had handed back before it died."""
         for index, fd in worker.connections.recover():
-            self.acceptor.handed_back([(index, fd)])
+            self.acceptor.handed_back([(index, fd, 0)])
 
     def reap(self) -> None:
         """Collect exits that no pidfd tells of. Called on SIGCHLD."""
@@ -307,6 +334,8 @@ class Fleet:
             if ours:
                 # It would hide the others behind it.
                 self._on_exit(ours[0])
+            elif peeked.si_pid in self.bystanders:
+                self.bystanders[peeked.si_pid]()
             else:
                 os.waitpid(peeked.si_pid, 0)
 
@@ -316,11 +345,7 @@ class Fleet:
         self._observe_timer = self._loop.call_later(OBSERVE_INTERVAL, self._observe)
         now = time.monotonic()
         self._dispatcher.observe(now)
-        for worker_id in self._dispatcher.take_back(now):
-            worker = self.workers[worker_id]
-            taken = self.acceptor.take_back(worker)
-            if taken:
-                logger.info("%s: stands still; %d connections go to others", worker, taken)
+        self.acceptor.take_back_late()
         self._balance_requests(now)
         self._looks += 1
         if self._looks % SUPERVISE_EVERY == 0:
@@ -329,14 +354,21 @@ class Fleet:
 
     def _balance_requests(self, now: float) -> None:
         was_on = self._balance.on
-        if self._balance.observe(self._dispatcher.lags(now), now) is not was_on:
-            logger.debug("balance: %s", "requests" if self._balance.on else "connections")
-            for worker in self.workers.values():
-                if worker.assignments.get(AssignmentCell.TARGET_STATE) != WorkerState.DRAINING:
-                    worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
+        moved = self.acceptor.statistics().handed_back
+        if self._balance.observe(self._dispatcher.lags(now), moved, now) is not was_on:
+            self._balance_switched()
         if self._shedding is not None:
             for worker_id, count in self._shedding.observe(self._dispatcher.loads(), now).items():
                 self._tell(worker_id, messages.Shed(count))
+
+    def _balance_switched(self) -> None:
+        on = self._balance.on
+        logger.debug("balance: %s", "requests" if on else "connections")
+        self._dispatcher.hold = on
+        self.acceptor.balances_requests = on
+        for worker in self.workers.values() if self.acceptor.takes_back else ():
+            if worker.assignments.get(AssignmentCell.TARGET_STATE) != WorkerState.DRAINING:
+                worker.assignments.set(AssignmentCell.HAND_BACK, int(on))
 
     def abandon(self) -> None:
         """Kill whoever is left, after an error of our own. Nothing is finished."""
@@ -370,3 +402,13 @@ def _vitals(worker: WorkerHandle) -> Vitals:
         requests=get(Cell.REQUESTS_HTTP1) + get(Cell.REQUESTS_HTTP2) + get(Cell.REQUESTS_HTTP3),
         rss=get(Cell.RSS_BYTES),
     )
+
+
+def _balance_mode(config: Config) -> BalanceMode:
+    """A limit of requests means that they are long, and a worker that is free cannot come to those
+    that wait at another one.
+    """
+    mode = BalanceMode(config.workers.balance)
+    if mode is BalanceMode.AUTO and config.http.limit_concurrency:
+        return BalanceMode.REQUEST
+    return mode

@@ -7,6 +7,7 @@ that is busy with something else stands in its way.
 
 from __future__ import annotations
 
+import math
 import os
 import select
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from asgiri.master.loop import EventLoop, Timer
 DEFAULT_LIMIT: Final = 16384
 """Idle connections in the master. Each is a descriptor, of which it may usually have 2^19; what
 comes beyond goes back to a worker at once."""
+SWEEP_INTERVAL: Final = 0.25
+"""Seconds at least between two looks for connections that are due: 40 ns for each in the pool."""
 
 
 class Connection(NamedTuple):
@@ -33,8 +36,7 @@ class _Idle(NamedTuple):
 
 
 class IdlePool:
-    """Owns the descriptors in it. Every connection waits equally long, so the oldest is due
-    first."""
+    """Owns the descriptors in it."""
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class IdlePool:
         self._limit = limit
         self._idle: dict[int, _Idle] = {}
         self._timer: Timer | None = None
+        self._next_due = math.inf
         self.expired = 0
         """Connections closed because no request came in time."""
         self.refused = 0
@@ -59,17 +62,25 @@ class IdlePool:
     def __len__(self) -> int:
         return len(self._idle)
 
-    def add(self, connection: Connection) -> bool:
-        """Take a connection; False when there is no room, and it stays the caller's."""
+    def add(self, connection: Connection, idle_share: float = 0.0) -> bool:
+        """Take a connection; False when there is no room, and it stays the caller's.
+
+        `idle_share`: how much of its time was over when it came, 0 to 1.
+        """
         if len(self._idle) >= self._limit:
             self.refused += 1
             return False
         fd = connection.fd
-        self._idle[fd] = _Idle(connection, self._loop.now + self._keep_alive)
+        deadline = self._loop.now + self._keep_alive * (1.0 - idle_share)
+        self._idle[fd] = _Idle(connection, deadline)
         self._loop.watch_readable(fd, _Wake(self, fd))
-        if self._timer is None or not self._timer.pending:
-            self._timer = self._loop.call_later(self._keep_alive, self._expire)
+        if deadline < self._next_due:
+            self._set_clock(deadline)
         return True
+
+    def connections(self) -> list[Connection]:
+        """Return what is in it; it stays there."""
+        return [idle.connection for idle in self._idle.values()]
 
     def wake(self, fd: int) -> None:
         """Something has come on a connection, or its end. Called when it is readable."""
@@ -82,27 +93,32 @@ class IdlePool:
             self._timer.cancel()
         self._close(list(self._idle))
 
+    def _set_clock(self, due: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._next_due = due
+        self._timer = self._loop.call_at(due, self._expire)
+
     def _expire(self) -> None:
         now = self._loop.now
-        due = []
-        for fd, idle in self._idle.items():
-            if idle.deadline > now:
-                self._timer = self._loop.call_at(idle.deadline, self._expire)
-                break
-            due.append(fd)
+        due = [fd for fd, idle in self._idle.items() if idle.deadline <= now]
         self.expired += self._close(due)
+        self._next_due = math.inf
+        if self._idle:
+            first = min(idle.deadline for idle in self._idle.values())
+            self._set_clock(max(first, now + SWEEP_INTERVAL))
 
     def _close(self, fds: list[int]) -> int:
         # A request may have come since the loop last looked; it would be lost.
-        readable = _readable(fds)
+        asking = readable(fds)
         for fd in fds:
-            if fd in readable:
+            if fd in asking:
                 self.wake(fd)
             else:
                 self._loop.unwatch(fd)
                 del self._idle[fd]
                 os.close(fd)
-        return len(fds) - len(readable)
+        return len(fds) - len(asking)
 
 
 class _Wake:
@@ -118,7 +134,8 @@ class _Wake:
         self._pool.wake(self._fd)
 
 
-def _readable(fds: list[int]) -> set[int]:
+def readable(fds: list[int]) -> set[int]:
+    """Return those on which something has come, or their end."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)

@@ -100,6 +100,7 @@ class Master:
             BalancePolicy(config.workers.balance_policy),
             random=random.random,
             hash_key=os.urandom(16) if self._secrets is None else self._secrets.reset_key,
+            request_limit=config.http.limit_concurrency,
         )
         steering = None if self._secrets is None else self._create_steering(self._secrets)
         self._receivers = self._create_receivers(steering)

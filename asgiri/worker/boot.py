@@ -101,6 +101,8 @@ def configure(hello: Hello) -> Config:
     os.environ["ASGIRI_WORKER_ID"] = str(hello.worker_id)
     os.environ["ASGIRI_GENERATION"] = str(hello.generation)
     process.raise_file_limit()
+    if config.workers.cpu_affinity:
+        process.pin(hello.slot)
     logs.configure(config.log, "worker")
     return config
 

@@ -103,6 +103,13 @@ def raise_file_limit() -> None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def pin(slot: int) -> None:
+    """Run on one processor only: the workers take turns in choosing theirs. Linux only."""
+    if sys.platform == "linux":
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[slot % len(allowed)]})
+
+
 def exit_soon(status: int) -> None:
     """See to it that the process ends with this status even if a thread of the application goes on.
 

@@ -45,6 +45,7 @@ from asgiri.worker import boot, process
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
 from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
+from asgiri.worker.asgi.limits import RequestLimits
 from asgiri.worker.asgi.loader import LoadedApplication
 from asgiri.worker.asgi.request import RequestEnvironment
 from asgiri.worker.asgi.scope import ScopeBuilder
@@ -438,6 +439,19 @@ def make_services(
         now=time.monotonic,
         access_log=access_log,
     )
+    sweep = deadlines.Deadlines(loop, time.monotonic, period=sweep_period)
+    http = config.http
+    if http.limit_concurrency or http.request_timeout:
+        requests.limits = RequestLimits(
+            concurrency=http.limit_concurrency,
+            queue_timeout=http.queue_timeout,
+            request_timeout=http.request_timeout,
+            loop=loop,
+            context=application.context,
+            now=time.monotonic,
+            refused=scoreboard.refuse,
+        )
+        sweep.add(requests.limits)
     return WorkerServices(
         config=config,
         loop=loop,
@@ -455,7 +469,7 @@ def make_services(
             root_path=config.app.root_path, state=application.state, asgi_version=asgi_version
         ),
         scoreboard=scoreboard,
-        deadlines=deadlines.Deadlines(loop, time.monotonic, period=sweep_period),
+        deadlines=sweep,
     )
 
 

@@ -281,6 +281,20 @@ def test_connections_can_be_handed_back(connections):
     os.close(fd)
 
 
+def test_what_is_handed_back_says_how_long_it_was_idle(connections):
+    ours, theirs = connections
+    assert theirs.send(b"\3\4", [0, 0], b"\x80\xff") == 2
+    received = ours.receive_aged()
+    assert [(listener, age) for listener, _, age in received] == [(3, 128), (4, 255)]
+    close_all(fd for _, fd, _ in received)
+    assert theirs.send(b"\5", [0]) == 1
+    ((listener, fd, age),) = ours.receive_aged()
+    assert (listener, age) == (5, 0)
+    os.close(fd)
+    with pytest.raises(LocalProtocolError):
+        ours.send(b"\1", [0], b"\1\2")
+
+
 def test_nothing_to_send_sends_nothing(connections):
     ours, theirs = connections
     assert ours.send(b"", []) == 0
@@ -337,7 +351,7 @@ def test_listeners_and_descriptors_must_match(connections):
 
 
 @pytest.mark.parametrize(
-    ("frame", "fds"), [(b"x", []), (b"xx", [0]), (b"x" * 65, [0]), (b"x", [0, 0])]
+    ("frame", "fds"), [(b"x", []), (b"xxx", [0]), (b"x" * 65, [0]), (b"x", [0, 0])]
 )
 def test_rubbish_among_connections_is_counted_and_closed(connections, frame, fds):
     ours, theirs = connections

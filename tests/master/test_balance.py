@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgiri.master.balance import (
+    CHEAP_MOVES,
+    MOVES_INTERVAL,
     OFF_DELAY,
     OFF_LAG,
     ON_LAG,
@@ -27,13 +29,13 @@ def auto():
 def test_the_operator_may_decide(mode, expected):
     switch = BalanceSwitch(mode)
     assert switch.on is expected
-    assert switch.observe({1: 1.0, 2: 0.0}, 5.0) is expected
-    assert switch.observe({1: 0.0, 2: 0.0}, 500.0) is expected
+    assert switch.observe({1: 1.0, 2: 0.0}, 0, 5.0) is expected
+    assert switch.observe({1: 0.0, 2: 0.0}, 0, 500.0) is expected
 
 
 def test_auto_begins_with_connections():
     assert not auto().on
-    assert not auto().observe({}, 0.0)
+    assert not auto().observe({}, 0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -49,16 +51,36 @@ def test_auto_begins_with_connections():
     ],
 )
 def test_auto_goes_by_how_late_and_how_unevenly(lags, expected):
-    assert auto().observe(lags, 10.0) is expected
+    assert auto().observe(lags, 0, 10.0) is expected
 
 
 def test_auto_stays_on_until_every_loop_has_been_in_time_for_a_while():
     switch = auto()
-    switch.observe({1: 0.1, 2: 0.0}, 10.0)
-    assert switch.observe({1: 2 * OFF_LAG, 2: 0.0}, 14.0)  # would not switch it on
-    assert switch.observe({1: 0.0, 2: 0.0}, 14.0 + OFF_DELAY - 0.1)
-    assert not switch.observe({1: 0.0, 2: 0.0}, 14.0 + OFF_DELAY)
-    assert not switch.observe({1: 2 * OFF_LAG, 2: 0.0}, 30.0)
+    switch.observe({1: 0.1, 2: 0.0}, 0, 10.0)
+    assert switch.observe({1: 2 * OFF_LAG, 2: 0.0}, 0, 14.0)  # would not switch it on
+    assert switch.observe({1: 0.0, 2: 0.0}, 0, 14.0 + OFF_DELAY - 0.1)
+    assert not switch.observe({1: 0.0, 2: 0.0}, 0, 14.0 + OFF_DELAY)
+    assert not switch.observe({1: 2 * OFF_LAG, 2: 0.0}, 0, 30.0)
+
+
+BOTH_LATE = {1: 0.1, 2: 0.1}
+
+
+def test_auto_stays_on_though_balancing_has_made_all_late_alike():
+    switch = auto()
+    switch.observe({1: 0.1, 2: 0.0}, 0, 10.0)
+    for step in range(40):
+        moved = round(step * MOVES_INTERVAL * CHEAP_MOVES)
+        assert switch.observe(BOTH_LATE, moved, 10.0 + step * MOVES_INTERVAL)
+
+
+def test_auto_ends_when_all_are_late_alike_and_moving_costs_much():
+    switch = auto()
+    switch.observe({1: 0.1, 2: 0.0}, 0, 10.0)
+    on = [
+        switch.observe(BOTH_LATE, round(step * 3 * CHEAP_MOVES), 10.0 + step) for step in range(8)
+    ]
+    assert on == [True] * 5 + [False] * 3
 
 
 def shed_for(shedding, loads, seconds, start=100.0):

@@ -19,6 +19,7 @@ from asgiri.master.dispatcher import (
     BEAT_INTERVAL,
     FULL_SCAN_LIMIT,
     LAG_LIMIT,
+    LATE_AFTER,
     OBSERVE_INTERVAL,
     REQUEST_WEIGHT,
     SAMPLE_INTERVAL,
@@ -466,11 +467,71 @@ def test_undelivered_connections_of_a_worker_that_stands_still_are_taken_back():
     for worker_id in (1, 2, 3):
         host.dispatcher.assigned_tcp(worker_id, 2)
     host.pages[2].set(Cell.TCP_ADOPTED, 2)
-    host.wait(0.1, beating=[1])
+    host.dispatcher.observe(host.now)
+    host.now += LATE_AFTER * 0.7
+    host.beat(1)
     assert host.dispatcher.take_back(host.now) == []
-    host.wait(0.1, beating=[1])
-    # 2 has read all it got; 3 has not.
+    host.now += LATE_AFTER * 0.7
+    # 2 has read all it got; 3 has not, and its beat is not even due.
     assert host.dispatcher.take_back(host.now) == [3]
+
+
+def test_who_was_late_gets_nothing_until_it_gives_a_sign_of_life():
+    host = Host(workers=2)
+    host.dispatcher.observe(host.now)
+    host.dispatcher.assigned_tcp(1, 2)
+    host.now += 2 * LATE_AFTER
+    assert host.dispatcher.take_back(host.now) == [1]
+    host.dispatcher.withdrawn_tcp(1, 2)
+    assert [host.connect() for _ in range(4)] == [2] * 4
+    # Now that one is late too: nothing goes back and forth between them.
+    host.now += 2 * LATE_AFTER
+    assert host.dispatcher.take_back(host.now) == []
+    host.beat(1)
+    assert host.dispatcher.take_back(host.now) == [2]
+
+
+# Balancing requests: what nobody can serve now, the caller keeps
+
+
+def test_while_requests_are_balanced_nobody_is_chosen_rather_than_who_stands_still():
+    host = Host(workers=2)
+    host.wait(1.0, beating=[])
+    assert host.connect() is not None
+    host.dispatcher.hold = True
+    host.look_again()
+    assert host.connect() is None
+    # Who cannot wait in the master goes there all the same.
+    assert host.dispatcher.choose_quic(host.now) is not None
+    assert host.dispatcher.choose_anyway(host.now) is not None
+    host.beat(2)
+    host.look_again()
+    assert host.connect() == 2
+
+
+@pytest.mark.parametrize("policy", BalancePolicy)
+@pytest.mark.parametrize("workers", [2, FULL_SCAN_LIMIT + 4])
+def test_a_worker_at_its_limit_of_requests_gets_none(policy, workers):
+    host = Host(workers=workers, policy=policy)
+    host.dispatcher.request_limit = 3
+    for worker_id in range(2, workers + 1):
+        host.pages[worker_id].set(Cell.REQUESTS_ACTIVE, 3)
+    host.pages[1].set(Cell.REQUESTS_ACTIVE, 1)
+    # What it has not read counts as well.
+    chosen = [host.connect(f"192.0.2.{n}") for n in range(100)]
+    assert Counter(chosen)[1] <= 2
+    assert set(chosen) <= {1, None}
+    if policy is not BalancePolicy.LEAST_LOADED or workers <= FULL_SCAN_LIMIT:
+        assert Counter(chosen)[1] == 2
+    assert host.dispatcher.choose_quic(host.now) is not None
+    assert host.dispatcher.has_unread
+
+
+def test_nobody_is_chosen_in_any_case_when_all_leave_too_much_unread():
+    host = Host(workers=1)
+    host.dispatcher.assigned_tcp(1, UNADOPTED_LIMIT + 1)
+    assert host.dispatcher.choose_anyway(host.now) is None
+    assert host.dispatcher.choose_quic(host.now) is None
 
 
 def test_nothing_is_taken_back_when_everybody_stands_still_or_is_full():
@@ -690,7 +751,7 @@ class DispatchModel(RuleBasedStateMachine):
     @rule()
     def take_back(self):
         for worker_id in self.host.dispatcher.take_back(self.host.now):
-            assert not self.beats(worker_id)
+            # It stands still, or is late although its beat is not overdue yet.
             taken, self.unread[worker_id] = self.unread[worker_id], []
             assert taken
             self.host.dispatcher.withdrawn_tcp(worker_id, len(taken))

@@ -20,6 +20,7 @@ from typing import Any, Final
 from asgiri.errors import AppError, ClientDisconnected
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
+from asgiri.worker.asgi.limits import RequestLimits
 from asgiri.worker.asgi.types import Message, ResponseSink, Scope
 from asgiri.worker.asgi.waiting import Waiters
 from asgiri.worker.protocol.events import Headers, RequestReceived, ResponseHead
@@ -43,6 +44,12 @@ class RequestEnvironment:
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]
     access_log: AccessLog | None = None
+    limits: RequestLimits | None = None
+    """None: as many requests as come, for as long as they take."""
+
+
+RETRY_AFTER: Final = 1
+"""Seconds after which a client that was refused may come again."""
 
 
 class _Phase(enum.Enum):
@@ -136,6 +143,14 @@ class HttpRequest:
     # Exchange: what the session calls
 
     def start(self) -> None:
+        """Run the application, or wait until it may be run."""
+        limits = self._environment.limits
+        if limits is None:
+            self.begin()
+        else:
+            limits.enter(self)
+
+    def begin(self) -> None:
         """Run the application, eagerly where Python can."""
         task = self._environment.application.start(self._run())
         if task is not None:
@@ -164,9 +179,35 @@ class HttpRequest:
         self._half_closed = True
         self._wake()
 
+    def refuse(self) -> None:
+        """Answer that the server has no time for it; the application never hears of it."""
+        self._give_up(503, b"Service Unavailable", retry_after=RETRY_AFTER)
+        self._end()
+
+    def timed_out(self) -> None:
+        """The application has taken too long. What it does after its response is its own affair."""
+        if self._phase is COMPLETE:
+            return
+        self._cancelled = True
+        begun = self._phase is BODY or self._phase is TRAILERS
+        self._give_up(504, b"Gateway Timeout")
+        self._gone = self._gone or begun  # its stream was reset
+        if self._task is not None:
+            self._environment.application.cancel(self._task)
+
     def disconnected(self) -> None:
         self._gone = True
         self._wake()
+        self._withdraw()
+
+    def _withdraw(self) -> bool:
+        """End the exchange if the application has not been called yet."""
+        limits = self._environment.limits
+        if limits is None or not limits.withdraw(self):
+            return False
+        self._give_up(503, b"Service Unavailable", retry_after=RETRY_AFTER)
+        self._end()
+        return True
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -180,6 +221,8 @@ class HttpRequest:
 
     def cancel(self) -> None:
         self._cancelled = True
+        if self._withdraw():
+            return
         if self._task is not None:
             self._environment.application.cancel(self._task)
 
@@ -373,7 +416,7 @@ class HttpRequest:
             case _:
                 return "before its response was complete"
 
-    def _give_up(self, status: int, text: bytes) -> None:
+    def _give_up(self, status: int, text: bytes, *, retry_after: int = 0) -> None:
         """End the exchange for the application: an error if nothing was sent yet, else a visible
         break.
         """
@@ -382,6 +425,8 @@ class HttpRequest:
         if (self._phase is NOTHING or self._phase is PENDING) and not self._gone:
             headers = [(b"content-type", b"text/plain; charset=utf-8")]
             headers.append((b"content-length", b"%d" % len(text)))
+            if retry_after:
+                headers.append((b"retry-after", b"%d" % retry_after))
             self._head = response_head(status, headers, defaults=self._environment.defaults)
             self._body_bytes = len(text)
             self._sink.send_response(self._stream_id, self._head, text, ended=True)
@@ -413,6 +458,12 @@ class HttpRequest:
             self._sink.acknowledge(self._stream_id, credit)
 
     def _finish(self) -> None:
+        """The application's call returned."""
+        self._end()
+        if self._environment.limits is not None:
+            self._environment.limits.left(self)
+
+    def _end(self) -> None:
         environment = self._environment
         environment.counters.request_ended()
         if self._phase is not COMPLETE and self._head is not None and environment.access_log:

@@ -30,14 +30,16 @@ class HandBack:
         """The master wants idle connections back."""
         return self._get(_WANTED) != 0
 
-    def give(self, listener: int, fd: int) -> bool:
+    def give(self, listener: int, fd: int, idle_share: float) -> bool:
         """Send a copy of a connection; False when the channel is full or the master gone.
+        `idle_share`: how much of its keep-alive time is over, 0 to 1.
 
         After True the caller closes its own copy without shutting the connection down, and does not
         count it as closed.
         """
         try:
-            given = self._channel.send(bytes((listener,)), (fd,))
+            age = bytes((int(255 * min(1.0, max(0.0, idle_share))),))
+            given = self._channel.send(bytes((listener,)), (fd,), age)
         except ChannelClosedError:
             return False
         if given:

@@ -32,8 +32,9 @@ SwitchToHttp2 = Callable[[bytes], Http2Session | None]
 """Makes the session that goes on with the connection, from HTTP2-Settings; None if they are wrong.
 """
 
-GiveBack = Callable[[int], bool]
-"""Gives a descriptor to the master; see `handback`."""
+GiveBack = Callable[[int, float], bool]
+"""Gives a descriptor to the master, and says which part of its keep-alive time is over; see
+`handback`."""
 
 WAITING: Final = Http1Phase.WAITING
 HEAD: Final = Http1Phase.HEAD
@@ -288,11 +289,19 @@ class Http1Session(TcpConnection):
             return
         # First, so that nothing comes between the look and the handing over.
         self._transport.pause_reading()
-        if self._hand_back(self._transport.get_extra_info("socket").fileno()):
+        fd = self._transport.get_extra_info("socket").fileno()
+        if self._hand_back(fd, self._idle_share()):
             self._closed = _counted_by_hand_back
             self._abort("handed back")
-        else:
-            self._transport.resume_reading()
+            return
+        self._transport.resume_reading()
+        if self._services.draining:
+            self._drain_here()
+
+    def _idle_share(self) -> float:
+        keep_alive = self._services.config.http1.keep_alive
+        left = self.deadline - self._services.now()
+        return 1.0 - left / keep_alive if keep_alive else 0.0
 
     # Drain
 
@@ -304,6 +313,9 @@ class Http1Session(TcpConnection):
         if self._http1.phase is not WAITING:
             super().begin_drain()
             return
+        self._drain_here()
+
+    def _drain_here(self) -> None:
         # Not at once, and not in `finish_drain`: see DRAIN_GRACE.
         self._drain_due = True
         unused_for = self._services.config.http1.keep_alive - DRAIN_GRACE

@@ -61,6 +61,7 @@ class HttpSession:
         "_scopes",
         "_services",
         "_writing_paused",
+        "overdue",
     )
 
     def __init__(
@@ -74,6 +75,8 @@ class HttpSession:
         self._handling = False
         self._gone = False
         self._writing_paused = False
+        self.overdue = False
+        """Its first request has waited too long in the master, and is refused."""
         self._paused_streams: set[int] = set()
         """Those whose own buffer is full; an exchange goes on when neither it nor the transport's
         is.
@@ -207,6 +210,12 @@ class HttpSession:
             self._begin_websocket(event)
             return
         exchange = HttpRequest(self, event, self._scopes.http_scope(event), self._services.requests)
+        if self.overdue:
+            self.overdue = False
+            self._services.scoreboard.refuse(Refusal.CONCURRENCY_LIMIT)
+            self._exchanges[event.stream_id] = exchange
+            exchange.refuse()
+            return
         self._start(event.stream_id, exchange)
 
     def _begin_websocket(self, event: RequestReceived) -> None:

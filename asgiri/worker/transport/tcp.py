@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import Final, cast
 
 from asgiri.config import Http1Config
+from asgiri.ipc.channel import OVERDUE
 from asgiri.ipc.messages import ListenerInfo
 from asgiri.ipc.scoreboard import Cell, Refusal
 from asgiri.worker.asgi.scope import Address, ConnectionScope
@@ -85,7 +86,12 @@ class TcpEndpoint:
         return http.h2c_upgrade is True or (client[0] if client else None) in self._trusted
 
     def adopt(self, listener_index: int, fd: int) -> None:
-        """Own a connection that the master accepted. Never raises for what the peer did."""
+        """Own a connection that the master accepted. Never raises for what the peer did.
+
+        `listener_index` may carry OVERDUE.
+        """
+        overdue = listener_index & OVERDUE != 0
+        listener_index &= ~OVERDUE
         scoreboard = self.services.scoreboard
         scoreboard.add(Cell.TCP_ADOPTED)
         scoreboard.add(Cell.TCP_OPEN)
@@ -100,6 +106,7 @@ class TcpEndpoint:
             return
         tls = self.tls if listener.tls and not listener.insecure else None
         new = NewConnection(self, listener_index, tls, client, server)
+        new.overdue = overdue
         self.unopened.add(new)
         services = self.services
         # Eager: without TLS all but the last step happens here and now.
@@ -159,6 +166,7 @@ class NewConnection(asyncio.Protocol):
         "_server",
         "_transport",
         "deadline",
+        "overdue",
         "tls",
     )
 
@@ -178,6 +186,7 @@ class NewConnection(asyncio.Protocol):
         self._buffer = b""
         self._handed_back = False
         self._transport: asyncio.Transport | None = None
+        self.overdue = False
         config = endpoint.services.config
         self.deadline = endpoint.services.now() + config.http1.header_timeout
 
@@ -253,7 +262,7 @@ class NewConnection(asyncio.Protocol):
         if self.tls is not None or self._buffer or self._transport is None:
             return
         self._transport.pause_reading()
-        if self._give_back(self._transport.get_extra_info("socket").fileno()):
+        if self._give_back(self._transport.get_extra_info("socket").fileno(), 0.0):
             self._handed_back = True
             self._transport.abort()
         else:
@@ -261,9 +270,9 @@ class NewConnection(asyncio.Protocol):
 
     # Internals
 
-    def _give_back(self, fd: int) -> bool:
+    def _give_back(self, fd: int, idle_share: float) -> bool:
         hand_back = self._endpoint.services.hand_back
-        return hand_back is not None and hand_back.give(self._listener, fd)
+        return hand_back is not None and hand_back.give(self._listener, fd, idle_share)
 
     def _become_http1(self, transport: asyncio.Transport) -> Http1Session:
         endpoint = self._endpoint
@@ -313,6 +322,7 @@ class NewConnection(asyncio.Protocol):
         return switch
 
     def _hand_over(self, transport: asyncio.Transport, session: TcpConnection) -> None:
+        session.overdue = self.overdue
         transport.set_protocol(session)
         self._leave()
 
