@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -84,7 +86,7 @@ def free_port() -> int:
 def running(
     command: Sequence[str], port: int, processor: int | None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server on one processor, or on all for None, from when it accepts connections."""
+    """Run a server on one processor, or on all for None, from when it answers a request."""
     processors = os.sched_getaffinity(0) if processor is None else {processor}
     environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{APPS}"}
     with tempfile.TemporaryFile() as log:
@@ -98,7 +100,7 @@ def running(
             preexec_fn=lambda: os.sched_setaffinity(0, processors),
         )
         try:
-            if not wait_listening(process, port):
+            if not wait_answering(process, port):
                 log.seek(0)
                 text = log.read().decode(errors="replace")
                 raise SystemExit(f"did not start: {' '.join(command)}\n{text}")
@@ -107,11 +109,22 @@ def running(
             stop(process)
 
 
-def wait_listening(process: subprocess.Popen[bytes], port: int) -> bool:
+def wait_answering(process: subprocess.Popen[bytes], port: int) -> bool:
+    """A port that accepts says little: the kernel queues connections while workers start."""
+    insecure = ssl.create_default_context()
+    insecure.check_hostname = False
+    insecure.verify_mode = ssl.CERT_NONE
     deadline = time.monotonic() + START_PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            return True
+        for connection in (
+            http.client.HTTPConnection("127.0.0.1", port, timeout=START_PATIENCE),
+            http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=insecure),
+        ):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection.request("GET", "/")
+                connection.getresponse().read()
+                return True
+            connection.close()
         time.sleep(0.02)
     return False
 
