@@ -94,7 +94,7 @@ class TableModel(RuleBasedStateMachine):
         assert len(self.table) <= CAPACITY
 
 
-TestTableModel = TableModel.TestCase
+TestTableModel = pytest.mark.slow(TableModel.TestCase)
 
 
 @pytest.mark.parametrize(
@@ -120,3 +120,12 @@ def test_table_asked_only_whether_it_holds_an_entry_forgets_it():
     table.put("address", 1, 0.0)
     held = [table.holds("address", tenths / 10) for tenths in range(30)]
     assert held == [True] * 20 + [False] * 10
+
+
+def test_table_keeps_an_entry_for_its_lifetime_whenever_it_was_added():
+    for pause in range(120):
+        table = SwappedTable(capacity=2, lifetime=LIFETIME)
+        table.put("first", 1, 0.0)
+        table.put("key", 1, float(pause))
+        assert table.holds("key", pause + LIFETIME - 0.1)
+        assert not table.holds("key", pause + 2 * LIFETIME)
