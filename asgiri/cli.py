@@ -5,6 +5,7 @@ one line that names the option as it was given, its value and the remedy.
 """
 
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,8 +18,8 @@ from click.core import ParameterSource
 from asgiri import __version__, logs
 from asgiri.certificates import provide_certificates
 from asgiri.config import BindAddress, Config, ListenShorthand, all_options, options_in
-from asgiri.errors import ConfigError, ExitCode, StartError
-from asgiri.master import runtime
+from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
+from asgiri.master import runtime, takeover
 from asgiri.options import ENVIRONMENT_PREFIX, DeclaredOption, nearest, options_of
 
 __all__ = ["main", "options_markdown", "read_config"]
@@ -445,9 +446,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; returns its exit code."""
     _open_standard_streams()
     words = sys.argv[1:] if arguments is None else arguments
+    state_fd = takeover.inherited_state(os.environ)
     try:
+        if words[:1] == [takeover.CHECK_OPTION]:
+            return _check_upgrade(words[1:], state_fd)
         config = read_config(words, os.environ)
-        return config if isinstance(config, int) else _serve(config, words)
+        return config if isinstance(config, int) else _serve(config, words, state_fd)
     except UsageProblems as problems:
         return _fail(problems.lines, ExitCode.USAGE)
     except ConfigError as error:
@@ -457,7 +461,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail([str(error)], ExitCode.RUNTIME)
 
 
-def _serve(config: Config, words: Sequence[str]) -> int:
+def _check_upgrade(words: Sequence[str], state_fd: int) -> int:
+    """Say whether this program could take the place of the one whose state this is."""
+    importlib.import_module("asgiri.worker.runtime")  # or its workers could not start
+    try:
+        takeover.read_state(state_fd)
+    except TakeoverError as error:
+        return _fail([str(error)], ExitCode.RUNTIME)
+    config = read_config(words, os.environ)
+    if isinstance(config, Config):
+        provide_certificates(config)
+    return ExitCode.OK
+
+
+def _serve(config: Config, words: Sequence[str], state_fd: int) -> int:
     def reread() -> Config:
         """Read everything anew for a reload: files may have changed, and `auto` may mean more."""
         try:
@@ -468,7 +485,7 @@ def _serve(config: Config, words: Sequence[str]) -> int:
         return provide_certificates(fresh)
 
     logs.configure(config.log, "master")
-    return runtime.run(provide_certificates(config), reread)
+    return runtime.run(provide_certificates(config), reread, words, state_fd=state_fd)
 
 
 def _fail(lines: Iterable[str], code: ExitCode) -> int:

@@ -16,6 +16,7 @@ __all__ = [
     "RingCorruptError",
     "RingUnavailableError",
     "StartError",
+    "TakeoverError",
 ]
 
 
@@ -49,6 +50,10 @@ class ConfigError(AsgiriError):
 
     def __str__(self) -> str:
         return "\n".join([f"{self.option}={self.value!s}: {self.remedy}", *map(str, self._others)])
+
+
+class TakeoverError(AsgiriError):
+    """The state that an earlier program of the master left cannot be used."""
 
 
 class StartError(AsgiriError):

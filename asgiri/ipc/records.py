@@ -32,6 +32,7 @@ packet.
 import enum
 import ipaddress
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -134,6 +135,14 @@ class RecordWriter(Protocol):
 
     def publish(self) -> int:
         """Make everything put since visible to the reader; return how many bytes that were."""
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what the next master needs to go on; after `publish`."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where another writer has left off; before the first `put`. ValueError: it cannot
+        have been so.
+        """
 
     def close(self) -> None:
         """Give the channel up; what was not read is lost."""

@@ -14,7 +14,8 @@ later, and nothing is copied through socket buffers. It is not faster.
 
 import socket
 import struct
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from asgiri.errors import ChannelClosedError, RingCorruptError
 from asgiri.ipc.records import Record, parse_records
@@ -99,6 +100,23 @@ class StreamWriter:
         if self._backlog:
             self._send()
         return size
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what the next master needs to go on; after `publish`."""
+        return {
+            "unread": self._unread,
+            "backlog": self._backlog.hex(),
+            "counts": self._counts.hex(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on where the writer that `to_state` told of has left off; before the first `put`."""
+        unread = int(state["unread"])
+        if not 0 <= unread <= self._size:
+            raise ValueError(f"record stream of {self._size}: {unread} unread")
+        self._unread, self._free = unread, self._size - unread
+        self._backlog = bytearray.fromhex(state["backlog"])
+        self._counts = bytes.fromhex(state["counts"])
 
     def close(self) -> None:
         """Close the socket; what waits is lost."""

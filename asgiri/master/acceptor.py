@@ -25,7 +25,7 @@ import socket
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from asgiri.errors import ChannelClosedError
 from asgiri.ipc.channel import MAX_FDS, OVERDUE
@@ -352,6 +352,32 @@ class Acceptor:
                 self._queue.appendleft((connection, came))
                 return
             self._overdue += 1
+
+    # A takeover
+
+    def to_state(self) -> dict[str, Any]:
+        """Name the connections that are the master's; the counters, too."""
+        return {
+            "waiting": [list(connection) for connection, _ in self._queue],
+            "idle": [list(connection) for connection in self._idle.connections()],
+            "counters": {name: getattr(self, f"_{name}") for name in COUNTERS},
+        }
+
+    def inherited_fds(self) -> list[int]:
+        """Return the descriptors that `to_state` names."""
+        waiting = [connection for connection, _ in self._queue]
+        return [connection.fd for connection in (*waiting, *self._idle.connections())]
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Own the connections that `to_state` named; before `start`."""
+        for name in COUNTERS:
+            setattr(self, f"_{name}", int(state["counters"].get(name, 0)))
+        for kind in ("idle", "waiting"):
+            for index, fd, ip in state[kind]:
+                os.set_inheritable(fd, False)
+                connection = Connection(index, fd, ip)
+                if kind == "waiting" or not self._idle.add(connection):
+                    self.dispatch([connection])  # nobody is ready yet: it waits
 
     # Idle connections
 

@@ -85,6 +85,12 @@ class SwappedTable(Generic[Key, Value]):
         self._new[key] = value
         return True
 
+    def items(self, now: float) -> list[tuple[Key, Value]]:
+        """Return all entries that live."""
+        if now >= self._swap_at:
+            self._swap(now)
+        return [*self._old.items(), *self._new.items()]
+
     def _swap(self, now: float) -> None:
         if now < self._swap_at + self._lifetime:
             self._old = self._new

@@ -104,9 +104,12 @@ def _find_group(group: str) -> int:
 class PidFile:
     """A file with our process ID. It also keeps a second server from starting by mistake."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, resumed: bool = False) -> None:
+        """`resumed`: an earlier program of this process has written it, as a user who may."""
         self._path = path
         self._content = f"{os.getpid()}\n"
+        if resumed:
+            return
         try:
             self._write()
         except OSError as error:

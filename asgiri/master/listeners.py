@@ -8,9 +8,11 @@ systemd's LISTEN_FDS). It all opens, or nothing does. How a single one is bound:
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, MutableMapping, Sequence
+import os
+import socket
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from asgiri.config import BindAddress, ListenConfig, parse_bind
 from asgiri.errors import StartError
@@ -140,6 +142,42 @@ class Listeners:
             remedy = " ".join(f"{name}={UDP_BUFFER_SIZE}" for name in sorted(clamped))
             logger.warning(
                 "UDP buffers are too small for bursts of QUIC datagrams: sysctl -w %s", remedy
+            )
+
+    def to_state(self) -> list[dict[str, Any]]:
+        """Describe them to the next program of this process."""
+        return [
+            {
+                "fd": listener.fileno(),
+                "kind": listener.kind,
+                "host": listener.host,
+                "port": listener.port,
+                "path": listener.path,
+                "name": listener.name,
+                "insecure": listener.insecure,
+                "inherited": listener.inherited,
+                "inode": listener.inode,
+            }
+            for listener in self._all
+        ]
+
+    def resume(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Own the sockets that `to_state` described, under the indices that the workers know."""
+        for known in state:
+            bound = socket.socket(fileno=known["fd"])
+            os.set_inheritable(bound.fileno(), False)
+            self._add(
+                Listener(
+                    bound,
+                    known["kind"],
+                    known["host"],
+                    known["port"],
+                    known["path"],
+                    known["name"],
+                    known["insecure"],
+                    known["inherited"],
+                    inode=(known["inode"][0], known["inode"][1]),
+                )
             )
 
     def close_streams(self) -> None:

@@ -17,22 +17,25 @@ import site
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol, Self
 
 import asgiri
 from asgiri.config import RingConfig
 from asgiri.errors import ChannelClosedError, FdsLostError, RingUnavailableError, StartError
 from asgiri.ipc.channel import ConnectionChannel, ControlChannel
-from asgiri.ipc.messages import Hello, ListenerInfo, Message
+from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.messages import Hello, ListenerInfo, Message, decode_untrusted, encode
 from asgiri.ipc.records import RecordWriter
 from asgiri.ipc.ring import RingWriter
 from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard
 from asgiri.ipc.segment import Segment, create_ring
 from asgiri.ipc.stream import StreamWriter, record_stream_pair
+from asgiri.master.notify import VARIABLES as SERVICE_VARIABLES
 
 logger = logging.getLogger("asgiri.master")
 
@@ -40,6 +43,9 @@ MAX_UNSENT: Final = 64
 """Control messages kept for a worker that does not read. One that lets more wait is broken."""
 MESSAGES_PER_TURN: Final = 64
 """Control messages read from one worker in one turn of the loop."""
+
+WAIT_INTERVAL: Final = 0.01
+"""Seconds between two looks whether an adopted child has ended."""
 
 WORKER_MODULE: Final = "asgiri.worker"
 # What a terminal or an operator sends to the whole process group must not kill a worker that has no
@@ -91,6 +97,50 @@ class WorkerOrder:
     module: str = WORKER_MODULE
 
 
+class Process(Protocol):
+    """The part of subprocess.Popen that a handle needs."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int, /) -> None: ...
+
+
+class AdoptedProcess:
+    """A child that an earlier program of this process has started."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._status: int | None = None
+
+    def poll(self) -> int | None:
+        """Collect the exit status as subprocess does; None while it runs."""
+        if self._status is None:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            except ChildProcessError:
+                self._status = 0  # as subprocess: somebody else has collected it
+            else:
+                if pid:
+                    self._status = os.waitstatus_to_exitcode(status)
+        return self._status
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the end. subprocess.TimeoutExpired says that it did not come."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0.0)
+            time.sleep(WAIT_INTERVAL)
+        return status
+
+    def send_signal(self, sig: int, /) -> None:
+        """Send a signal unless it is known to have ended."""
+        if self.poll() is None:
+            os.kill(self.pid, sig)
+
+
 class _Records:
     """The record channel of a worker that is being started: our writer, its ends."""
 
@@ -98,8 +148,10 @@ class _Records:
         self.segment: Segment
         self.writer: RecordWriter | None = None
         self.kind: Literal["ring", "stream"] | None = None
+        self.size = ring.size
         self.fds: list[int] = []
-        self._stream_end: socket.socket | None = None
+        """Those that the worker gets; with a ring they are ours as well."""
+        self.stream_end: socket.socket | None = None
         if wanted and ring.channel != "stream":
             try:
                 self.segment, published, consumed = create_ring(ring.size)
@@ -113,15 +165,40 @@ class _Records:
                 return
         self.segment = Segment.create(0)
         if wanted:
-            ours, self._stream_end = record_stream_pair()
+            ours, self.stream_end = record_stream_pair()
             self.kind = "stream"
             self.writer = StreamWriter(ours, ring.size)
-            self.fds = [self._stream_end.fileno()]
+            self.fds = [self.stream_end.fileno()]
+
+    @classmethod
+    def adopt(cls, state: Mapping[str, Any]) -> Self:
+        """Take over the master's ends from an earlier program of this process."""
+        records = cls.__new__(cls)
+        records.segment = Segment.attach(state["segment"])
+        records.writer, records.kind = None, state["kind"]
+        records.size = int(state["size"])
+        records.fds, records.stream_end = list(state["fds"]), None
+        match records.kind:
+            case "ring":
+                published, consumed = (EventCounter(fd) for fd in records.fds)
+                records.writer = RingWriter(records.segment.ring, published, consumed)
+            case "stream":
+                ours = socket.socket(fileno=records.fds[0])
+                records.writer = StreamWriter(ours, records.size)
+        if records.writer is not None:
+            records.writer.restore(state["writer"])
+        return records
+
+    def our_fds(self) -> tuple[int, ...]:
+        """Return the descriptors of the record channel that the master keeps."""
+        if isinstance(self.writer, StreamWriter):
+            return (self.writer.fileno(),)
+        return tuple(self.fds)
 
     def close_worker_ends(self) -> None:
         """Close what only the worker needs. The counters of a ring belong to both."""
-        if self._stream_end is not None:
-            self._stream_end.close()
+        if self.stream_end is not None:
+            self.stream_end.close()
 
     def close(self) -> None:
         self.close_worker_ends()
@@ -139,7 +216,7 @@ class WorkerHandle:
     def __init__(
         self,
         identity: WorkerIdentity,
-        process: subprocess.Popen[bytes],
+        process: Process,
         control: ControlChannel,
         connections: tuple[ConnectionChannel, ConnectionChannel],
         records: _Records,
@@ -157,12 +234,62 @@ class WorkerHandle:
         self.segment = records.segment
         self.scoreboard = Scoreboard(self.segment.scoreboard)
         self.assignments = Assignments(self.segment.assignments)
-        self.assignments.claim(identity.worker_id, identity.generation)
         self.records = records.writer
         self.record_channel = records.kind
         self.rubbish = 0
         """Messages from the worker that made no sense."""
+        self._record_fds = records.our_fds()
+        self._record_size = records.size
         self._unsent: deque[Message] = deque()
+
+    @classmethod
+    def adopt(cls, state: Mapping[str, Any]) -> Self:
+        """Take over a living worker from an earlier program of this process."""
+        ours, theirs = (ConnectionChannel.adopt(fd) for fd in state["connections"])
+        worker = cls(
+            WorkerIdentity(
+                worker_id=state["worker_id"], slot=state["slot"], generation=state["generation"]
+            ),
+            AdoptedProcess(state["pid"]),
+            ControlChannel.adopt(state["control"]),
+            (ours, theirs),
+            _Records.adopt(state["records"]),
+        )
+        unsent = (decode_untrusted(bytes.fromhex(frame)) for frame in state["unsent"])
+        worker._unsent.extend(message for message in unsent if message is not None)
+        for fd in worker.inherited_fds():
+            os.set_inheritable(fd, False)
+        return worker
+
+    def to_state(self) -> dict[str, Any]:
+        """Describe it to the next program of this process, which `adopt`s it."""
+        records = {
+            "segment": self.segment.fd,
+            "kind": self.record_channel,
+            "fds": list(self._record_fds),
+            "size": self._record_size,
+            "writer": None if self.records is None else self.records.to_state(),
+        }
+        return {
+            "worker_id": self.worker_id,
+            "slot": self.slot,
+            "generation": self.generation,
+            "pid": self.pid,
+            "control": self.control.fileno(),
+            "connections": [self.connections.fileno(), self._undelivered.fileno()],
+            "records": records,
+            "unsent": [encode(message).hex() for message in self._unsent],
+        }
+
+    def inherited_fds(self) -> list[int]:
+        """Return the descriptors that `to_state` names."""
+        return [
+            self.control.fileno(),
+            self.connections.fileno(),
+            self._undelivered.fileno(),
+            self.segment.fd,
+            *self._record_fds,
+        ]
 
     def __str__(self) -> str:
         return f"worker[{self.slot}] pid={self.pid} gen={self.generation}"
@@ -296,21 +423,22 @@ def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> Wo
                 raise OSError(errno.ENOBUFS, "the hello does not fit the control channel")
         records.close_worker_ends()
         handle = WorkerHandle(identity, process, control, connections, records)
+        handle.assignments.claim(identity.worker_id, identity.generation)
         undo.pop_all()
     return handle
 
 
 def _start_process(module: str, fd: int) -> subprocess.Popen[bytes]:
-    command = [*_interpreter(), "-m", module, str(fd)]
+    command = [*interpreter(), "-m", module, str(fd)]
     # The mask goes through fork and exec; see _HELD_BACK.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
-        return subprocess.Popen(command, pass_fds=(fd,), env=_environment())
+        return subprocess.Popen(command, pass_fds=(fd,), env=worker_environment())
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _interpreter() -> list[str]:
+def interpreter() -> list[str]:
     """Return this interpreter with its own options (-X, -W, -O, ...), and without the current
     folder.
 
@@ -324,7 +452,7 @@ def _interpreter() -> list[str]:
     return [sys.executable, *flags, *([] if "-P" in flags or "-I" in flags else ["-P"])]
 
 
-def _environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Return our environment, extended so that a worker finds the same asgiri."""
     environment = dict(os.environ)
     package_folder = str(Path(asgiri.__file__).resolve().parent.parent)
@@ -334,6 +462,14 @@ def _environment() -> dict[str, str]:
         path = environment.get("PYTHONPATH", "")
         if package_folder not in path.split(os.pathsep):
             environment["PYTHONPATH"] = package_folder + (os.pathsep + path if path else "")
+    return environment
+
+
+def worker_environment() -> dict[str, str]:
+    """Return the environment of workers: without what a service manager meant for us alone."""
+    environment = child_environment()
+    for name in SERVICE_VARIABLES:
+        environment.pop(name, None)
     return environment
 
 

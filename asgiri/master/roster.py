@@ -7,8 +7,8 @@ the ready ones, and leaves them before it is told.
 
 import enum
 import math
-from collections.abc import Callable, Iterable
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final
 
 from asgiri.master.actions import Action, Level, Report, Spawn, Switch
 from asgiri.master.slots import Incarnation, WorkerPolicy
@@ -154,6 +154,23 @@ class Roster:
         worker.role = role
         self._workers[worker.worker_id] = worker
         self._actions.append(order)
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what `restore` reads."""
+        return {
+            "next_worker_id": self._next_worker_id,
+            "workers": [{**worker.to_state(), "role": worker.role.value} for worker in self.all()],
+        }
+
+    def restore(self, state: Mapping[str, Any], policy: WorkerPolicy, now: float) -> None:
+        """Know the workers that `to_state` told of; they live by this policy from now on."""
+        self._next_worker_id = int(state["next_worker_id"])
+        for known in state["workers"]:
+            order = Spawn(known["worker_id"], known["slot"], known["generation"], selftest=False)
+            worker = Worker(order, policy, now, self._random)
+            worker.restore(known)
+            worker.role = Role(known["role"])
+            self._workers[worker.worker_id] = worker
 
     def remove(self, worker: Worker) -> None:
         """Forget a worker that was reaped, or never was."""

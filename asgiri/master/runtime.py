@@ -16,13 +16,13 @@ import random
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
-from asgiri import logs
+from asgiri import __version__, logs
 from asgiri.config import Config
-from asgiri.errors import ConfigError, ExitCode, StartError
+from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
 from asgiri.ipc.connection_id import ConnectionIdCodec, ConnectionIdMint
 from asgiri.ipc.messages import ReopenLogs
 from asgiri.ipc.records import PeerTable
@@ -36,12 +36,15 @@ from asgiri.master.fleet import Fleet
 from asgiri.master.identity import Account, PidFile, raise_file_limit, set_title
 from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
 from asgiri.master.loop import EventLoop
-from asgiri.master.processes import WorkerHandle, WorkerOrder
+from asgiri.master.notify import ServiceManager
+from asgiri.master.processes import WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
 from asgiri.master.signals import SignalSource
+from asgiri.master.slots import DRAIN_GRACE
 from asgiri.master.steering import Steering
 from asgiri.master.supervisor import Supervisor
+from asgiri.master.takeover import MasterState, Takeover, read_state, start_cold
 
 logger = logging.getLogger("asgiri.master")
 
@@ -68,22 +71,44 @@ must not end every connection, one that always fails must not fill the disk."""
 ERRORS_WINDOW: Final = 60.0
 
 
-def run(config: Config, reread: Callable[[], Config] | None = None) -> int:
+def run(
+    config: Config,
+    reread: Callable[[], Config] | None = None,
+    words: Sequence[str] | None = None,
+    *,
+    state_fd: int = -1,
+) -> int:
     """Serve until told to stop; return the exit status.
 
     `config` names its certificates by now. `reread` reads the configuration anew, for SIGHUP; it
-    may raise ConfigError or StartError. Raises StartError when the server cannot start.
+    may raise ConfigError or StartError. `words` is the command line, for SIGUSR2; `state_fd` has
+    the state of the program that was exchanged. Raises StartError when the server cannot start.
     """
+    reread = reread or (lambda: config)
     with contextlib.ExitStack() as cleanup:
-        return Master(config, reread or (lambda: config), cleanup).run()
+        if state_fd < 0:
+            return Master(config, reread, words, cleanup).run()
+        try:
+            state = read_state(state_fd)
+            master = Master(config, reread, words, cleanup, state)
+            master.resume(state)
+        except (TakeoverError, StartError, OSError, ValueError, LookupError, TypeError) as error:
+            start_cold([*interpreter(), "-m", "asgiri", *(words or ())], error)
+        return master.run()
 
 
 class Master:
     """All parts of the master. `cleanup` gives everything back, in the reverse order."""
 
     def __init__(
-        self, config: Config, reread: Callable[[], Config], cleanup: contextlib.ExitStack
+        self,
+        config: Config,
+        reread: Callable[[], Config],
+        words: Sequence[str] | None,
+        cleanup: contextlib.ExitStack,
+        state: MasterState | None = None,
     ) -> None:
+        """`state`: of the program whose place this one takes."""
         self._config = config
         self._reread = reread
         self._tls = config.speaks_tls
@@ -92,18 +117,23 @@ class Master:
         cleanup.callback(self._loop.close)
         self._signals = SignalSource(SIGNALS)
         cleanup.callback(self._signals.close)
+        self._service = ServiceManager(os.environ, os.getpid())
+        cleanup.callback(self._service.close)
         set_title(f"asgiri: master [{config.process.name or config.app.target}]")
         raise_file_limit()
-        self._listeners = self._open_listeners(cleanup)
-        self._secrets = load_quic_secrets(config.http3, config.tls) if config.http.http3 else None
+        if state is None:
+            self._listeners = self._open_listeners(cleanup)
+        else:
+            self._listeners = self._resume_listeners(state, cleanup)
+        self._secrets = self._load_secrets(state)
         self._dispatcher = Dispatcher(
             BalancePolicy(config.workers.balance_policy),
             random=random.random,
             hash_key=os.urandom(16) if self._secrets is None else self._secrets.reset_key,
             request_limit=config.http.limit_concurrency,
         )
-        steering = None if self._secrets is None else self._create_steering(self._secrets)
-        self._receivers = self._create_receivers(steering)
+        self._steering = None if self._secrets is None else self._create_steering(self._secrets)
+        self._receivers = self._create_receivers(self._steering)
         self._supervisor = Supervisor(
             config.workers,
             # A restarted server must not take its predecessor's connections for its own.
@@ -111,10 +141,19 @@ class Master:
             random=random.random,
         )
         self._fleet = Fleet(
-            self._loop, self._supervisor, self._dispatcher, steering, self._carry_out, config
+            self._loop, self._supervisor, self._dispatcher, self._steering, self._carry_out, config
         )
         cleanup.callback(self._fleet.acceptor.close)
         cleanup.callback(self._fleet.abandon)
+        self._takeover = Takeover(
+            self._loop,
+            words,
+            snapshot=self._snapshot,
+            is_settled=lambda: self._supervisor.is_settled,
+            before=self._signals.pass_on,
+            bystanders=self._fleet.bystanders,
+        )
+        cleanup.callback(self._takeover.cancel)
 
     # Parts
 
@@ -137,6 +176,25 @@ class Master:
         if account is not None:
             account.become()
         return listeners
+
+    def _resume_listeners(self, state: MasterState, cleanup: contextlib.ExitStack) -> Listeners:
+        config = self._config
+        listeners = Listeners(
+            backlog=config.listen.backlog, unix_access=UnixAccess(), quic=config.http.http3
+        )
+        cleanup.callback(listeners.close)
+        listeners.resume(state.listeners)
+        if config.process.pid_file:
+            pid_file = PidFile(Path(config.process.pid_file), resumed=True)
+            cleanup.callback(pid_file.remove)
+        return listeners
+
+    def _load_secrets(self, state: MasterState | None) -> QuicSecrets | None:
+        if state is not None and state.secrets is not None:
+            # The connection IDs that clients hold were made with these.
+            return QuicSecrets.from_json(state.secrets)
+        config = self._config
+        return load_quic_secrets(config.http3, config.tls) if config.http.http3 else None
 
     def _create_steering(self, secrets: QuicSecrets) -> Steering[WorkerHandle]:
         codec = ConnectionIdCodec(secrets.connection_id_key, server_id=secrets.server_id)
@@ -173,7 +231,10 @@ class Master:
     def run(self) -> int:
         """Start the first generation and serve until the supervisor says that all has stopped."""
         self._loop.watch_readable(self._signals.fileno(), self._on_signals)
-        self._fleet.decide(self._supervisor.start(time.monotonic()))
+        self._watch_over_us()
+        if not self._fleet.workers:
+            self._service.starting(self._config.workers.boot_timeout)
+            self._fleet.decide(self._supervisor.start(time.monotonic()))
         failures: deque[float] = deque(maxlen=ERRORS_TOLERATED)
         while True:
             try:
@@ -189,6 +250,37 @@ class Master:
             else:
                 return self._exit_code
 
+    def resume(self, state: MasterState) -> None:
+        """Go on in the place of another program, then give the workers its code. Before `run`."""
+        now = time.monotonic()
+        self._fleet.adopt([WorkerHandle.adopt(worker) for worker in state.workers])
+        if self._steering is not None:
+            begun = [(bytes.fromhex(text), worker_id) for text, worker_id in state.begun]
+            self._steering.restore_begun(begun, now)
+        self._fleet.acceptor.resume(state.acceptor)
+        self._fleet.decide(self._supervisor.resume(state.supervisor, now))
+        logger.info("upgraded: asgiri %s goes on with the workers", __version__)
+        self._on_started()
+        self._fleet.decide(self._supervisor.reload(self._config.workers, now))
+
+    def _snapshot(self) -> tuple[MasterState, list[int]]:
+        """Tell the state, and the descriptors that it names."""
+        workers = list(self._fleet.workers.values())
+        acceptor = self._fleet.acceptor
+        begun = [] if self._steering is None else self._steering.begun(time.monotonic())
+        state = MasterState(
+            secrets=None if self._secrets is None else self._secrets.to_json(),
+            listeners=self._listeners.to_state(),
+            workers=[worker.to_state() for worker in workers],
+            supervisor=self._supervisor.to_state(),
+            acceptor=acceptor.to_state(),
+            begun=[(connection_id.hex(), worker_id) for connection_id, worker_id in begun],
+        )
+        fds = [listener.fileno() for listener in self._listeners]
+        for worker in workers:
+            fds += worker.inherited_fds()
+        return state, fds + acceptor.inherited_fds()
+
     def _carry_out(self, action: Action) -> None:
         """Carry out what concerns the server as a whole."""
         match action:
@@ -199,9 +291,13 @@ class Master:
             case actions.ReloadEnded(generation=generation, failure=failure):
                 if failure:
                     logger.error("reload failed, the old workers stay: %s", failure)
+                    self._service.ready(f"reload failed, the old workers stay: {failure}")
                 else:
                     logger.info("reloaded: generation %d serves", generation)
+                    self._service.ready(self._status())
             case actions.StopListening():
+                self._service.stopping(self._config.workers.graceful_timeout + DRAIN_GRACE)
+                self._takeover.cancel()
                 self._fleet.acceptor.stop()
                 self._listeners.close_streams()
             case actions.Stopped(exit_code=exit_code):
@@ -231,6 +327,12 @@ class Master:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
+        self._service.ready(self._status())
+
+    def _status(self) -> str:
+        count = self._supervisor.target
+        workers = f"{count} worker{'' if count == 1 else 's'}"
+        return f"generation {self._supervisor.generation} serves, {workers}"
 
     # Signals
 
@@ -253,16 +355,21 @@ class Master:
                 self._fleet.decide(self._supervisor.scale(-1, now))
             case signal.SIGUSR1:
                 self._reopen_logs()
+            case signal.SIGUSR2:
+                self._takeover.request()
             case signal.SIGCHLD:
                 self._fleet.reap()
             case _:
                 logger.warning("%s has no meaning here; reload with SIGHUP", number.name)
 
     def _reload(self, now: float) -> None:
+        # A canary and the others, each within its time.
+        self._service.reloading(2 * self._config.workers.boot_timeout)
         try:
             config = self._reread()
         except (ConfigError, StartError) as error:
             logger.error("reload refused, everything stays as it is: %s", error)
+            self._service.ready(f"reload refused: {error}")
             return
         if config.listen != self._config.listen or config.http.http3 != self._config.http.http3:
             logger.warning("addresses changed: they take effect with a restart, not by a reload")
@@ -277,6 +384,11 @@ class Master:
         self._fleet.broadcast(ReopenLogs())
 
     # Watching ourselves
+
+    def _watch_over_us(self) -> None:
+        if self._service.watchdog_interval:
+            self._service.alive()
+            self._loop.call_later(self._service.watchdog_interval, self._watch_over_us)
 
     def _watch_kernel_drops(self, drops: KernelDrops) -> None:
         drops.poll()

@@ -28,6 +28,8 @@ class SignalSource:
         # Without a handler of Python's nothing is written into the pipe, and the default action
         # applies.
         self._previous = {number: signal.signal(number, _ignore) for number in signals}
+        # Held back by the program whose place this one has taken.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
     def fileno(self) -> int:
         """Tell the descriptor that is readable when a signal came."""
@@ -40,6 +42,11 @@ class SignalSource:
         except BlockingIOError:
             return []
         return [signal.Signals(number) for number in numbers if number in self._previous]
+
+    def pass_on(self) -> None:
+        """Leave what was not taken to the next program of this process. Signals are blocked."""
+        for number in self.take():
+            os.kill(os.getpid(), number)
 
     def close(self) -> None:
         """Put the handlers back that were there before."""

@@ -10,8 +10,8 @@ what it says at the wrong moment must not end the master.
 
 import enum
 import math
-from collections.abc import Callable
-from typing import Final, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Protocol
 
 from asgiri.errors import LocalProtocolError
 from asgiri.master.actions import Action, Drain, Kill, KillSignal, Quit, Spawn
@@ -194,6 +194,29 @@ class Incarnation:
         self._state = advance(SlotState.EMPTY, SlotInput.SPAWNED)
         self._max_requests = policy.max_requests + int(random() * (policy.max_requests_jitter + 1))
         self._lifetime = policy.max_worker_lifetime * (1.0 - random() * LIFETIME_JITTER)
+
+    # A takeover: deadlines stay true, since the clock is the machine's
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what `restore` reads."""
+        return {
+            "worker_id": self.worker_id,
+            "slot": self.slot,
+            "generation": self.generation,
+            "state": self._state.value,
+            # JSON knows no infinity.
+            "deadline": None if self.deadline == math.inf else self.deadline,
+            "ready_at": None if self.ready_at == -math.inf else self.ready_at,
+            "recycle_reason": self.recycle_reason,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Be where the incarnation was that `to_state` told of."""
+        self._state = SlotState(state["state"])
+        deadline, ready_at = state["deadline"], state["ready_at"]
+        self.deadline = math.inf if deadline is None else float(deadline)
+        self.ready_at = -math.inf if ready_at is None else float(ready_at)
+        self.recycle_reason = str(state["recycle_reason"])
 
     # Questions
 

@@ -29,7 +29,7 @@ answered by more bytes than it has.
 """
 
 import enum
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -222,6 +222,17 @@ class Steering(Generic[Destination]):
         """Say who takes new connections. One assignment: a reload switches in one step."""
         self._ready = frozenset(worker_ids)
         self._admission.set_workers(len(self._ready))
+
+    # A takeover
+
+    def begun(self, now: float) -> list[tuple[bytes, int]]:
+        """Return the connections that are known by a client-chosen ID only, and their workers."""
+        return self._begun.items(now)
+
+    def restore_begun(self, begun: Iterable[tuple[bytes, int]], now: float) -> None:
+        """Know what `begun` told."""
+        for connection_id, worker_id in begun:
+            self._begun.put(connection_id, worker_id, now)
 
     # Datagrams
 

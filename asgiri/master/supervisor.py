@@ -35,7 +35,7 @@ what the first let finish.
 import enum
 import math
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from asgiri.errors import LocalProtocolError
 from asgiri.master.actions import (
@@ -162,6 +162,43 @@ class Supervisor:
     def start(self, now: float) -> list[Action]:
         """Spawn the first generation."""
         self._generation = self._begin_generation()
+        return self._settle(now)
+
+    # A takeover
+
+    @property
+    def is_settled(self) -> bool:
+        """True while nothing is under way that another master could not go on with: no start, no
+        stop, no reload before its switch.
+        """
+        settled = (ReloadPhase.IDLE, ReloadPhase.DRAIN)
+        return self._phase is _Phase.SERVING and self._reload in settled and not self._remembered
+
+    @property
+    def is_ending(self) -> bool:
+        """True once the server stops."""
+        return self._phase in _ENDED
+
+    def to_state(self) -> dict[str, Any]:
+        """Return what `resume` reads; when settled."""
+        return {
+            "generation": self._generation,
+            "last_generation": self._last_generation,
+            "target": self._target,
+            "roster": self._roster.to_state(),
+        }
+
+    def resume(self, state: Mapping[str, Any], now: float) -> list[Action]:
+        """Go on with the workers of an earlier master, instead of `start`."""
+        self._phase = _Phase.SERVING
+        self._generation = int(state["generation"])
+        self._last_generation = int(state["last_generation"])
+        self._target = self._next_target = int(state["target"])
+        self._reload = ReloadPhase.DRAIN
+        self._roster.serving_generation = self._generation
+        self._roster.restore(state["roster"], self._policy, now)
+        # One that crashes before the reload is replaced within its generation.
+        self._roster.act(GenerationBegun(self._generation))
         return self._settle(now)
 
     # What workers do
