@@ -70,11 +70,12 @@ def test_auto_goes_on_asking_as_long_as_the_flood_goes_on():
     assert all(asked[first:])
 
 
-def test_rate_grows_with_the_workers_that_share_it():
+@pytest.mark.parametrize("workers", [1, 4])
+def test_rate_grows_with_the_workers_that_share_it(workers):
     admission = Admission(RetryMode.AUTO)
-    admission.set_workers(4)
+    admission.set_workers(workers)
     let_in = [admission.must_prove_address(IDLE, NOW) for _ in range(500)].count(False)
-    assert let_in == 4 * UNVALIDATED_RATE
+    assert let_in == workers * UNVALIDATED_RATE
     admission.set_workers(0)  # a budget of nothing would last beyond the next worker's start
     assert not admission.must_prove_address(IDLE, NOW + 10)
 
@@ -130,8 +131,9 @@ def test_more_networks_than_can_be_counted_are_not_let_in():
     assert let_in(admission, hosts) == NETWORKS_COUNTED
 
 
-def test_handshake_budget_grows_with_the_workers():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_handshake_budget_grows_with_the_workers(workers):
     admission = Admission(RetryMode.ALWAYS)
-    admission.set_workers(2)
+    admission.set_workers(workers)
     same = ["192.0.2.1"] * 2000
-    assert let_in(admission, same) == 2 * HANDSHAKE_RATE + NETWORK_HANDSHAKE_RATE
+    assert let_in(admission, same) == workers * HANDSHAKE_RATE + NETWORK_HANDSHAKE_RATE
