@@ -112,8 +112,12 @@ async def test_http_1_0_is_told_to_the_application(connection: Http1Connection, 
 
 
 async def test_a_client_that_ended_its_side_still_gets_its_answer(
-    connection: Http1Connection, apps: RemoteApps
+    connection: Http1Connection, version: Version
 ):
+    if version.tls:
+        # asyncio closes a TLS connection at the peer's close_notify, so only an answer that was
+        # written within the same turn arrives: up to Python and its version, not to the server.
+        pytest.skip("TLS cannot be half closed with asyncio")
     exchange = await connection.start("GET", "/hello")
     await connection.stream.end_writes()
     assert (await read_response(exchange)).body == b"Hello, world!"
