@@ -143,7 +143,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--warm", type=float, default=1)
-    parser.add_argument("--asgiri", nargs="*", default=[], help="further options of asgiri")
+    parser.add_argument(
+        "--asgiri", nargs=argparse.REMAINDER, default=[], help="further options of asgiri"
+    )
     return parser.parse_args()
 
 

@@ -145,6 +145,7 @@ class Acceptor:
         self._queue: deque[tuple[Connection, float]] = deque()
         """With the times at which they came."""
         self._look_timer: Timer | None = None
+        self._woken: list[Connection] = []
         self._queue_timer: Timer | None = None
         self._pause: Timer | None = None
         self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -171,6 +172,7 @@ class Acceptor:
         if self._pause is not None:
             self._pause.cancel()
         self._idle.close()
+        self._dispatch_woken()
 
     def close(self) -> None:
         """Close what was never served. Workers have what they have."""
@@ -181,7 +183,10 @@ class Acceptor:
         for timer in (self._queue_timer, self._look_timer):
             if timer is not None:
                 timer.cancel()
-        self._abandoned += len(self._queue)
+        self._abandoned += len(self._queue) + len(self._woken)
+        for connection in self._woken:
+            os.close(connection.fd)
+        self._woken.clear()
         while self._queue:
             os.close(self._queue.popleft()[0].fd)
         if self._spare_fd >= 0:
@@ -400,7 +405,14 @@ class Acceptor:
                 os.close(fd)
 
     def _awake(self, connection: Connection) -> None:
-        self.dispatch([connection])
+        # All that wake up in one turn of the loop go together: one message for each worker.
+        if not self._woken:
+            self._loop.call_at(self._loop.now, self._dispatch_woken)
+        self._woken.append(connection)
+
+    def _dispatch_woken(self) -> None:
+        woken, self._woken = self._woken, []
+        self.dispatch(woken)
 
     # Reading back
 

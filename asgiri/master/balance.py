@@ -33,6 +33,11 @@ CHEAP_MOVES: Final = 1500.0
 """Connections handed back in a second by one worker, below which it does not matter that loops are
 late alike: 9 % of its time at 60 us each. Without this, balancing would end its own reason: it
 makes all workers equally late."""
+DEAR_LAG: Final = 0.02
+"""What it takes beyond that: requests must be short then, and moving each costs more than it gains
+unless somebody computes for long."""
+DEAR_FOR: Final = 60.0
+"""Seconds for which that is remembered, so that it is not tried again every few seconds."""
 MOVES_INTERVAL: Final = 0.5
 """Seconds over which they are counted."""
 
@@ -63,7 +68,7 @@ class BalanceSwitch:
         self._needed_until = -math.inf
         self._moved = 0
         self._counted_at = -math.inf
-        self._cheap = True
+        self._dear_until = -math.inf
         self.on = mode is BalanceMode.REQUEST
 
     def observe(self, lags: Mapping[int, float], moved: int, now: float) -> bool:
@@ -72,10 +77,12 @@ class BalanceSwitch:
         """
         if self._mode is BalanceMode.AUTO:
             self._count_moves(moved, len(lags), now)
+            dear = now < self._dear_until
             latest = max(lags.values(), default=0.0)
             uneven = len(lags) > 1 and latest >= UNEVEN * min(lags.values())
-            worth_it = uneven or (self.on and self._cheap and len(lags) > 1)
-            if worth_it and latest > (OFF_LAG if self.on else ON_LAG):
+            worth_it = uneven or (self.on and not dear and len(lags) > 1)
+            least = DEAR_LAG if dear else OFF_LAG if self.on else ON_LAG
+            if worth_it and latest > least:
                 self._needed_until = now + OFF_DELAY
             self.on = now < self._needed_until
         return self.on
@@ -83,7 +90,11 @@ class BalanceSwitch:
     def _count_moves(self, moved: int, workers: int, now: float) -> None:
         elapsed = now - self._counted_at
         if elapsed >= MOVES_INTERVAL:
-            self._cheap = moved - self._moved <= CHEAP_MOVES * elapsed * workers
+            if moved - self._moved > CHEAP_MOVES * elapsed * max(workers, 1):
+                if now >= self._dear_until:
+                    # Until now a little was enough to keep it on.
+                    self._needed_until = now
+                self._dear_until = now + DEAR_FOR
             self._moved = moved
             self._counted_at = now
 

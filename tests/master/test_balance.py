@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from asgiri.master.balance import (
     CHEAP_MOVES,
+    DEAR_FOR,
+    DEAR_LAG,
     MOVES_INTERVAL,
     OFF_DELAY,
     OFF_LAG,
@@ -74,13 +76,18 @@ def test_auto_stays_on_though_balancing_has_made_all_late_alike():
         assert switch.observe(BOTH_LATE, moved, 10.0 + step * MOVES_INTERVAL)
 
 
-def test_auto_ends_when_all_are_late_alike_and_moving_costs_much():
+def test_auto_ends_when_moving_costs_much_and_nobody_computes_for_long():
     switch = auto()
     switch.observe({1: 0.1, 2: 0.0}, 0, 10.0)
-    on = [
-        switch.observe(BOTH_LATE, round(step * 3 * CHEAP_MOVES), 10.0 + step) for step in range(8)
-    ]
-    assert on == [True] * 5 + [False] * 3
+    assert switch.observe({1: ON_LAG, 2: 0.0}, 0, 11.0)
+    busy = round(3 * CHEAP_MOVES)  # of two workers, in a second
+    assert not switch.observe({1: 2 * ON_LAG, 2: 0.0}, busy, 12.0)
+    # It is not tried again at once, although it costs nothing now.
+    assert not switch.observe({1: 2 * ON_LAG, 2: 0.0}, busy, 13.0)
+    assert switch.observe({1: 2 * DEAR_LAG, 2: 0.0}, busy, 14.0)
+    assert switch.observe({1: 2 * DEAR_LAG, 2: 0.0}, 9 * busy, 15.0)
+    assert not switch.observe(BOTH_LATE, 12 * busy, 15.0 + OFF_DELAY)
+    assert switch.observe({1: 2 * ON_LAG, 2: 0.0}, 12 * busy, 16.0 + OFF_DELAY + DEAR_FOR)
 
 
 def shed_for(shedding, loads, seconds, start=100.0):
