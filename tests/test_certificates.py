@@ -1,11 +1,11 @@
 """Certificates made on the spot, and those that an operator names."""
 
-import concurrent.futures
 import hashlib
-import multiprocessing
 import os
 import ssl
 import stat
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -157,20 +157,32 @@ def test_what_a_killed_server_left_half_written_is_removed(tmp_path):
     assert not draft.exists()
 
 
-def _make_when_told(directory, barrier):
-    barrier.wait()
-    return self_signed(["192.0.2.9"], Path(directory))
+WHEN_TOLD = """
+import sys
+from pathlib import Path
+from asgiri.certificates import self_signed
+print("here", flush=True)
+sys.stdin.read()
+print(self_signed(["192.0.2.9"], Path(sys.argv[1])).fingerprint)
+"""
 
 
 @pytest.mark.slow
 def test_servers_that_start_at_once_share_one(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
-        barrier = manager.Barrier(4)
-        with concurrent.futures.ProcessPoolExecutor(4, mp_context=context) as pool:
-            futures = [pool.submit(_make_when_told, str(tmp_path), barrier) for _ in range(4)]
-            pairs = {future.result(timeout=60) for future in futures}
-    assert len(pairs) == 1
+    command = [sys.executable, "-c", WHEN_TOLD, str(tmp_path)]
+    servers = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    assert [server.stdout.readline() for server in servers] == ["here\n"] * 4
+    for server in servers:
+        server.stdin.close()
+    fingerprints = set()
+    for server in servers:
+        with server:
+            fingerprints.add(server.stdout.read())
+        assert server.returncode == 0
+    assert len(fingerprints) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_line_with_the_remedy(tmp_path):
