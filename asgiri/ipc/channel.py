@@ -44,6 +44,11 @@ limit of open files, and 64 keep far away from both."""
 OVERDUE: Final = 0x80
 """Added to a listener's index, of which there are at most so many."""
 
+FDS_SHARE: Final = 8
+"""Part of a process's limit of open files that one message of connections may hold. What the
+reader has no room for is lost, so it reads only while there is room for a whole message; where the
+limit is 64 files, one of 64 would never fit."""
+
 SOCKET_BUFFER_SIZE: Final = 4 * MAX_FRAME_SIZE
 """Room for some frames of the largest size; macOS refuses a datagram larger than the buffer."""
 
@@ -125,6 +130,11 @@ class _Channel:
             _close_all(fds)
             raise FdsLostError(f"channel: descriptors dropped by the kernel, {len(fds)} closed")
         return frame, fds, flags
+
+
+def largest_batch(file_limit: int) -> int:
+    """Return how many connections the master sends in one message, given RLIMIT_NOFILE."""
+    return max(1, min(MAX_FDS, file_limit // FDS_SHARE))
 
 
 class ControlChannel(_Channel):

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from asgiri.errors import ChannelClosedError
-from asgiri.ipc.channel import MAX_FDS, OVERDUE
+from asgiri.ipc.channel import OVERDUE, largest_batch
 from asgiri.ipc.scoreboard import AssignmentCell
 from asgiri.master.binding import Listener
 from asgiri.master.idle import DEFAULT_LIMIT, Connection, IdlePool, readable
@@ -138,7 +138,9 @@ class Acceptor:
         self.balances_requests = False
         """Connections in cleartext are given away when there is something to read."""
         # Half of what the process may open, for the queue and the listeners need some as well.
-        limit = min(DEFAULT_LIMIT, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self._batch_size = largest_batch(files)
+        limit = min(DEFAULT_LIMIT, files // 2)
         self._idle = IdlePool(loop, self._awake, keep_alive=keep_alive, limit=limit)
         self._listeners: Sequence[Listener] = ()
         self._resting = True
@@ -301,8 +303,8 @@ class Acceptor:
             batches.setdefault(worker_id, []).append(connection)
         undelivered: list[Connection] = []
         for worker_id, batch in batches.items():
-            for start in range(0, len(batch), MAX_FDS):
-                part = batch[start : start + MAX_FDS]
+            for start in range(0, len(batch), self._batch_size):
+                part = batch[start : start + self._batch_size]
                 if not self._hand_off(worker_id, part):
                     undelivered += part
         if not undelivered:

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
+from asgiri.ipc.channel import largest_batch
+
 HARD_STOP: Final = 6
 """Seconds from the death of the master (or SIGTERM) to the end of a worker that will not end by
 itself.
@@ -108,6 +110,17 @@ def pin(slot: int) -> None:
     if sys.platform == "linux":
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {allowed[slot % len(allowed)]})
+
+
+def room_for_files() -> int:
+    """Tell with how many connections open another message of them still fits into our limit.
+
+    Called when a worker has opened its own; an eighth is left for the files of the application.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    lowest_free = os.dup(0)
+    os.close(lowest_free)
+    return max(1, limit - lowest_free - limit // 8 - largest_batch(limit))
 
 
 def exit_soon(status: int) -> None:

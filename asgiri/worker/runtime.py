@@ -75,6 +75,8 @@ CLOSE_PATIENCE: Final = 0.5
 """How long the last bytes of closed connections may take to leave."""
 LIFESPAN_PATIENCE: Final = 5.0
 """How long lifespan shutdown may take at least; longer if the drain has left more of its time."""
+ROOM_INTERVAL: Final = 0.02
+"""Seconds between two looks whether connections have closed, while there is no room for more."""
 CHECK_INTERVAL: Final = 0.02
 """How often a drain looks whether anything is left."""
 
@@ -186,6 +188,7 @@ class Worker:
         self._services.hand_back = HandBack(
             resources.connections, Assignments(resources.segment.assignments), scoreboard
         )
+        self._room = process.room_for_files()
         self._was_wanted_back = False
         self._tcp = TcpEndpoint(self._services, hello.listeners, tls=tls)
         self._quic = self._make_quic_endpoint(config)
@@ -279,6 +282,11 @@ class Worker:
 
     def _read_connections(self) -> int:
         """Adopt what one message brings: at most 64 connections in a turn of the loop."""
+        if self._scoreboard.get(Cell.TCP_OPEN) >= self._room:
+            # Left in the channel, where the master sees them; read, they would be lost.
+            self._loop.remove_reader(self._resources.connections.fileno())
+            self._loop.call_later(ROOM_INTERVAL, self._resume_reading)
+            return 0
         try:
             received = self._resources.connections.receive()
         except FdsLostError as error:
@@ -291,6 +299,10 @@ class Worker:
         for listener, fd in received:
             self._tcp.adopt(listener, fd)
         return len(received)
+
+    def _resume_reading(self) -> None:
+        if not self._ending.done():  # a drain looks by itself
+            self._loop.add_reader(self._resources.connections.fileno(), self._read_connections)
 
     def _read_control(self) -> None:
         try:
