@@ -82,6 +82,8 @@ class Fleet:
         self._steering = steering
         self._outcome = outcome
         self._orders: dict[int, WorkerOrder] = {}
+        self._serving = 0
+        """The generation that new connections go to."""
         self._actions: deque[Action] = deque()
         self._deciding = False
         self._started = False
@@ -115,7 +117,8 @@ class Fleet:
         match action:
             case actions.Spawn():
                 self._spawn(action)
-            case actions.Switch(ready=ready):
+            case actions.Switch(generation=generation, ready=ready):
+                self._serving = generation
                 self._switch(ready)
             case actions.Drain(worker_id=worker_id, timeout=timeout):
                 self._aim(worker_id, WorkerState.DRAINING)
@@ -140,8 +143,10 @@ class Fleet:
 
     def order(self, generation: int, order: WorkerOrder) -> None:
         """Say what the workers of a generation are started with; forget what is in no use."""
-        alive = {worker.generation for worker in self.workers.values()}
-        self._orders = {known: kept for known, kept in self._orders.items() if known in alive} | {
+        needed = {worker.generation for worker in self.workers.values()}
+        # All workers of the generation that serves may be dead and about to be started again.
+        needed.add(self._serving)
+        self._orders = {known: kept for known, kept in self._orders.items() if known in needed} | {
             generation: order
         }
 
