@@ -27,6 +27,15 @@ def set_title(text: str) -> None:
     setproctitle.setproctitle(text)
 
 
+def has_terminal() -> bool:
+    """Tell whether this process was started from a terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 def raise_file_limit() -> int:
     """Allow this process and its workers as many descriptors as the system grants."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

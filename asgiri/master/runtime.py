@@ -33,7 +33,7 @@ from asgiri.master.admission import RetryMode
 from asgiri.master.binding import UnixAccess
 from asgiri.master.dispatcher import BalancePolicy, Dispatcher
 from asgiri.master.fleet import Fleet
-from asgiri.master.identity import Account, PidFile, raise_file_limit, set_title
+from asgiri.master.identity import Account, PidFile, has_terminal, raise_file_limit, set_title
 from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
 from asgiri.master.loop import EventLoop
 from asgiri.master.notify import ServiceManager
@@ -57,6 +57,7 @@ SIGNALS: Final = (
     signal.SIGUSR2,
     signal.SIGTTIN,
     signal.SIGTTOU,
+    signal.SIGWINCH,
     signal.SIGCHLD,
 )
 LOAD_INTERVAL: Final = 10.0
@@ -353,14 +354,22 @@ class Master:
                 self._fleet.decide(self._supervisor.scale(1, now))
             case signal.SIGTTOU:
                 self._fleet.decide(self._supervisor.scale(-1, now))
+            case signal.SIGWINCH:
+                self._rest(now)
             case signal.SIGUSR1:
                 self._reopen_logs()
             case signal.SIGUSR2:
                 self._takeover.request()
-            case signal.SIGCHLD:
+            case _:  # SIGCHLD
                 self._fleet.reap()
-            case _:
-                logger.warning("%s has no meaning here; reload with SIGHUP", number.name)
+
+    def _rest(self, now: float) -> None:
+        """As gunicorn: a daemon's workers go. To others it says that their window has changed."""
+        if has_terminal():
+            logger.debug("SIGWINCH of a terminal: ignored")
+            return
+        logger.info("SIGWINCH: the workers finish what they have; SIGHUP starts new ones")
+        self._fleet.decide(self._supervisor.rest(now))
 
     def _reload(self, now: float) -> None:
         # A canary and the others, each within its time.

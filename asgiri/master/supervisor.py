@@ -301,6 +301,13 @@ class Supervisor:
         self._next_target = max(1, self._next_target + change)
         return self._settle(now)
 
+    def rest(self, now: float) -> list[Action]:
+        """Let all workers go, and stay (SIGWINCH): a reload or SIGTTIN begins with new ones."""
+        if self._phase is not _Phase.SERVING:
+            return []
+        self._target = 0
+        return self._settle(now)
+
     def stop(self, now: float) -> list[Action]:
         """Drain everything, then stop; at once when called again."""
         if self._phase in _ENDED:
@@ -450,7 +457,8 @@ class Supervisor:
         if policy.reload_surge:
             return len(self._roster) - self._target < policy.reload_surge
         # A stream may go on for hours; new code need not wait for it, unless old workers pile up.
-        return len(self._roster.with_role(Role.LEAVING)) <= self._target
+        most = max(self._target, policy.count)
+        return len(self._roster.with_role(Role.LEAVING)) <= most
 
     # Steps
 

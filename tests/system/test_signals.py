@@ -150,3 +150,64 @@ async def test_nothing_is_inherited_that_is_not_needed():
 
 def inode(pid: int, fd: str) -> int:
     return os.stat(f"/proc/{pid}/fd/{fd}").st_ino
+
+
+async def test_sigquit_stops_at_once():
+    async with (
+        serve(graceful_timeout=60) as server,
+        remote_apps() as apps,
+        http1(server) as connection,
+    ):
+        await connection.start("GET", "/", apps.headers)
+        await apps.wait_call()
+        begin = time.monotonic()
+        server.send_signal(signal.SIGQUIT)
+        assert await server.wait_exit() == 0
+        assert time.monotonic() - begin < 8
+
+
+async def test_sigttin_and_sigttou_change_the_number_of_workers():
+    async with serve(workers=1) as server:
+        master = psutil.Process(server.pid)
+        first = server.workers[0]
+        server.send_signal(signal.SIGTTIN)
+        await server.wait_line(r"worker\[1\] pid=\d+.*: ready")
+        second = server.workers[1]
+        pids: set[int] = set()
+        while pids != {first, second}:
+            responses = await asyncio.gather(*(fetch(server, "/pid") for _ in range(8)))
+            pids |= {int(response.body) for response in responses}
+        server.send_signal(signal.SIGTTOU)
+        await server.wait_line(rf"worker\[1\] pid={second}.*exited with status 0")
+        # The last one stays.
+        server.send_signal(signal.SIGTTOU)
+        assert int((await fetch(server, "/pid")).body) == first
+        assert [child.pid for child in master.children()] == [first]
+
+
+async def test_sigwinch_lets_the_workers_of_a_daemon_go_and_sighup_brings_them_back():
+    async with serve(workers=2) as server, http1(server) as connection:
+        server.send_signal(signal.SIGWINCH)
+        await server.wait_line("SIGWINCH: the workers finish what they have")
+        for slot in (0, 1):
+            await server.wait_line(rf"worker\[{slot}\] pid=\d+ gen=1: exited with status 0")
+        # The listeners stay open: who comes waits.
+        exchange = await connection.start("GET", "/hello")
+        waiting = asyncio.create_task(read_response(exchange))
+        server.send_signal(signal.SIGHUP)
+        assert (await waiting).status == 200
+        assert set(server.workers) == {0, 1}
+
+
+async def test_sigusr1_reopens_the_log_files(tmp_path):
+    access = tmp_path / "access.log"
+    async with serve(workers=1, access_log=True, access_logfile=access) as server:
+        await fetch(server)
+        assert access.read_text().count("/hello") == 1
+        access.rename(tmp_path / "access.log.1")
+        server.send_signal(signal.SIGUSR1)
+        while not access.exists():
+            await asyncio.sleep(0.01)
+        await fetch(server)
+        assert access.read_text().count("/hello") == 1
+        assert (tmp_path / "access.log.1").read_text().count("/hello") == 1
