@@ -301,3 +301,35 @@ def test_closing_closes_the_counters_and_forgets_what_was_queued():
     assert (ring.published.closed, ring.consumed.closed) == (True, True)
     assert not ring.reader.pending
     assert ring.writer.publish() == 0
+
+
+# A takeover
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=30), st.integers(0, 29))
+def test_a_writer_goes_on_where_another_has_left_off(sizes, exchanged_after):
+    ring = Ring(512)
+    expected, taken = [], []
+    for number, size in enumerate(sizes):
+        payload = bytes([number]) * size
+        if ring.put(payload):
+            expected.append(payload)
+        ring.writer.publish()
+        if number % 3 == 2:
+            taken += ring.take_all()
+        if number == exchanged_after:
+            state = ring.writer.to_state()
+            ring.writer = RingWriter(ring.buffer, ring.published, ring.consumed)
+            ring.writer.restore(state)
+    assert taken + ring.take_all() == expected
+    # And the whole ring can be used again.
+    assert ring.writer.fill == 0
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{"position": 512, "unread": 0}, {"position": -1, "unread": 0}, {"position": 0, "unread": 513}],
+)
+def test_a_writer_s_state_that_cannot_be_is_refused(state):
+    with pytest.raises(ValueError, match="ring of 512"):
+        Ring(512).writer.restore(state)

@@ -313,3 +313,34 @@ def test_a_count_for_a_master_that_is_gone_harms_nothing():
     with pytest.raises(ChannelClosedError):
         stream.reader.take(9)
     stream.reader.close()
+
+
+# A takeover
+
+
+def test_a_writer_goes_on_where_another_has_left_off():
+    """In the midst of a backlog."""
+    size = 16 << 20
+    with no_fd_leaks():
+        stream = Stream(size)
+        expected = []
+        while not stream.writer.backlog:
+            payload = bytes([len(expected) % 256]) * 60000
+            assert stream.put(payload)
+            expected.append(payload)
+            stream.writer.publish()
+        state = stream.writer.to_state()
+        old, stream.writer = stream.writer, StreamWriter(stream.ours, size)
+        stream.writer.restore(state)
+        assert (stream.writer.backlog, stream.writer.fill) == (old.backlog, old.fill)
+        assert stream.put(b"last")
+        stream.writer.publish()
+        assert stream.take_all() == [*expected, b"last"]
+        assert stream.writer.fill == 0
+        stream.writer.close()
+        stream.reader.close()
+
+
+def test_a_writer_s_state_that_cannot_be_is_refused(stream):
+    with pytest.raises(ValueError, match="record stream of"):
+        stream.writer.restore({"unread": SIZE + 1, "backlog": "", "counts": ""})

@@ -129,3 +129,12 @@ def test_table_keeps_an_entry_for_its_lifetime_whenever_it_was_added():
         table.put("key", 1, float(pause))
         assert table.holds("key", pause + LIFETIME - 0.1)
         assert not table.holds("key", pause + 2 * LIFETIME)
+
+
+def test_table_tells_the_entries_that_live():
+    table = SwappedTable(capacity=10, lifetime=10.0)
+    table.put("old", 1, 0.0)
+    table.put("new", 2, 11.0)
+    assert table.items(12.0) == [("old", 1), ("new", 2)]
+    assert table.items(21.0) == [("new", 2)]
+    assert table.items(100.0) == []

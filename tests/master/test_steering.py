@@ -789,3 +789,15 @@ def test_train_is_steered_by_its_head():
     buffer = train([connection_id] * 5, 1200, last=100)
     assert is_one_train(buffer, 1200)
     assert front.steer(buffer) is front.workers[2]
+
+
+def test_another_master_knows_which_connections_have_begun():
+    front, cid = Front(workers=4), os.urandom(8)
+    worker_id, _ = front.begin(initial(cid))
+    begun = front.steering.begun(front.now)
+    assert begun == [(cid, worker_id)]
+    successor = Front(workers=4)
+    successor.steering.restore_begun(begun, successor.now)
+    again, flags = successor.begin(handshake(cid))
+    assert again == worker_id
+    assert not flags & RecordFlag.NEW_CONNECTION

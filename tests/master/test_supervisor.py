@@ -1,5 +1,6 @@
 """The supervisor against processes that do what they like: scenario by scenario, then at random."""
 
+import json
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -1311,3 +1312,83 @@ class SupervisorModel(RuleBasedStateMachine):
 
 TestSupervisorModel = pytest.mark.slow(SupervisorModel.TestCase)
 TestSupervisorModel.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+# A takeover
+
+
+def successor(host, **policy):
+    """The same processes under another program's supervisor."""
+    other = Host(**policy)
+    other.now = host.now
+    other.processes, other.generation = host.processes, 0
+    other.spawned = list(host.spawned)
+    other.chance = 0.5
+    other.do(other.supervisor.resume(json.loads(json.dumps(host.supervisor.to_state())), host.now))
+    return other
+
+
+def test_another_program_goes_on_with_the_workers_as_they_are():
+    host = Host(count=2, graceful_timeout=30.0).begin()
+    host.do(host.supervisor.reload(host.policy, host.now))
+    host.boot()
+    host.boot()
+    [old, _, new, _] = host.spawned
+    assert host.supervisor.is_settled
+    other = successor(host, count=2)
+    assert other.ready == host.ready
+    assert (other.supervisor.generation, other.supervisor.target) == (2, 2)
+    assert GenerationBegun(2) in other.actions
+    # One that drains has the deadline that it had.
+    assert other.supervisor.next_deadline() == host.supervisor.next_deadline()
+    assert next(a for a in other.wait(40.0) if isinstance(a, Kill)).worker_id == old
+    # One that dies is replaced, under a number that nobody had.
+    other.exit(new, -9)
+    other.wait(FIRST_BACK_OFF)
+    assert other.spawned[-1] == max(host.spawned) + 1
+    other.do(other.supervisor.reload(other.policy, other.now))
+    assert other.generation == 3
+
+
+def test_a_start_a_stop_and_a_reload_are_finished_first():
+    host = Host(count=2)
+    assert not host.supervisor.is_settled
+    host.begin()
+    assert host.supervisor.is_settled
+    host.do(host.supervisor.reload(host.policy, host.now))
+    assert not host.supervisor.is_settled
+    host.boot()
+    host.boot()
+    assert host.supervisor.reload_phase is ReloadPhase.DRAIN
+    assert host.supervisor.is_settled
+    host.do(host.supervisor.stop(host.now))
+    assert not host.supervisor.is_settled
+    assert host.supervisor.is_ending
+
+
+# SIGWINCH
+
+
+def test_workers_at_rest_come_back_with_a_reload_or_one_by_one():
+    host = Host(count=2).begin()
+    host.do(host.supervisor.rest(host.now))
+    assert host.ready == ()
+    host.obey()
+    host.wait(60.0)
+    assert not host.processes
+    host.do(host.supervisor.scale(1, host.now))
+    host.boot()
+    assert len(host.ready) == 1
+    host.do(host.supervisor.rest(host.now))
+    host.obey()
+    host.do(host.supervisor.reload(host.policy, host.now))
+    host.boot()
+    host.boot()
+    assert len(host.ready) == 2
+
+
+def test_who_rests_while_the_server_starts_is_not_heard():
+    host = Host(count=2)
+    host.do(host.supervisor.start(host.now))
+    assert host.supervisor.rest(host.now) == []
+    assert host.supervisor.target == 2
