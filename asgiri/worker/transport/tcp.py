@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
 from collections.abc import Iterable
@@ -95,7 +96,13 @@ class TcpEndpoint:
         scoreboard = self.services.scoreboard
         scoreboard.add(Cell.TCP_ADOPTED)
         scoreboard.add(Cell.TCP_OPEN)
-        listener = self._listeners[listener_index]
+        listener = self._listeners.get(listener_index)
+        if listener is None:
+            # A mistake of ours: the connection is lost, but neither leaked nor miscounted.
+            logger.error("a connection of listener %d came, which is not ours", listener_index)
+            os.close(fd)
+            self.closed()
+            return
         connection = _socket_of(fd, listener)
         try:
             client, server = _addresses(connection, listener)

@@ -53,6 +53,16 @@ async def test_connection_that_was_reset_on_its_way_is_counted_and_closed():
         assert worker.count(Cell.TCP_ADOPTED) == 1
 
 
+async def test_connection_of_an_unknown_listener_is_counted_and_closed(caplog):
+    async with serve_app(hello) as worker:
+        ours, theirs = socket.socketpair()
+        worker.endpoint.adopt(7, ours.detach())
+        assert worker.count(Cell.TCP_ADOPTED) == worker.count(Cell.TCP_CLOSED) == 1
+        assert theirs.recv(1) == b""
+        theirs.close()
+    assert "listener 7" in caplog.text
+
+
 @pytest.mark.linux
 async def test_no_descriptor_is_left_behind():
     async def connect_once(worker):
