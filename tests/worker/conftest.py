@@ -13,7 +13,7 @@ import pytest
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Modules with ON_BOTH_EVENT_LOOPS run twice: transports of uvloop and asyncio differ in much."""
+    """Run modules with ON_BOTH_EVENT_LOOPS twice: transports of uvloop and asyncio differ."""
     factories: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
         "asyncio": asyncio.new_event_loop
     }
