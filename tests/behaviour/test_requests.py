@@ -111,11 +111,11 @@ async def test_bytes_that_are_no_utf8_do_not_fail(connection: ClientConnection, 
 
 
 async def test_lifespan_state_is_shared_but_copied_for_each_request(connection: ClientConnection):
-    first = json.loads((await request(connection, "GET", "/state")).body)
-    second = json.loads((await request(connection, "GET", "/state")).body)
-    assert first["copied_per_request"]
-    assert second["copied_per_request"]
-    assert second["calls"] == first["calls"] + 1
+    answers = [json.loads((await request(connection, "GET", "/state")).body) for _ in range(5)]
+    assert all(answer["copied_per_request"] for answer in answers)
+    for pid in {answer["pid"] for answer in answers}:  # a busy worker may hand the connection on
+        calls = [answer["calls"] for answer in answers if answer["pid"] == pid]
+        assert calls == list(range(calls[0], calls[0] + len(calls)))
 
 
 async def test_response_fields_arrive_in_order_and_lower_case(

@@ -37,6 +37,7 @@ PATIENCE = 20.0
 """Longest wait for anything the server should do, in seconds; far above what it takes."""
 
 WORKER_READY = re.compile(r"worker\[(\d+)\] pid=(\d+)[^:\n]*: ready$", re.MULTILINE)
+FIRST_URL = re.compile(r"\blistening on .*?https?://([\w.]+|\[[\w:.]+\]):(\d+)")
 LISTENING = re.compile(r"\blistening on\b")
 COMPLAINTS = re.compile(
     r"^.*(?:never awaited|never retrieved|Exception ignored|ResourceWarning).*$", re.MULTILINE
@@ -257,11 +258,15 @@ class Server:
 
     @functools.cached_property
     def _first_address(self) -> tuple[str, int]:
-        return (self.addresses("tcp") or self.addresses("udp"))[0]
+        """Of the first --bind that has one: the log lists them in the order of the options."""
+        match = FIRST_URL.search(self.log.text)
+        if match is None:
+            raise ServerFailed(f"listens on no port; log:\n{self.log.text}")
+        return match[1].strip("[]"), int(match[2])
 
     @property
     def port(self) -> int:
-        """The first port it listens on; a server of HTTP/3 alone has UDP only."""
+        """Where it can be reached, TCP and UDP alike."""
         return self._first_address[1]
 
     @property
