@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import functools
 import os
 import re
@@ -45,6 +46,9 @@ COMPLAINTS = re.compile(
 OPTION_VARIABLE = re.compile("ASGIRI_|PORT$|WEB_CONCURRENCY$|FORWARDED_ALLOW_IPS$|NO_COLOR$")
 CHAINED = re.compile("During handling of the above|The above exception was the direct")
 DELIBERATE = r"DeliberateError|BrokenAppError|ClientGoneError"
+
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 T = TypeVar("T")
 
@@ -212,6 +216,7 @@ class Server:
                 cwd=options.directory,
                 env=options.full_environment(),
                 start_new_session=True,  # so that whoever is left behind can be told by its session
+                preexec_fn=die_with_parent,
             )
         finally:
             os.close(writing)
@@ -394,6 +399,15 @@ async def serve(
             await asyncio.to_thread(server.stop)
         raise
     await asyncio.to_thread(server.stop)
+
+
+def die_with_parent() -> None:
+    """Run in the child: a test run that is killed cannot stop its servers, so the kernel does.
+
+    Meant is the thread that starts it; those of `asyncio.to_thread` live as long as their test.
+    """
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run_to_end(

@@ -159,6 +159,22 @@ async def test_a_traceback_in_the_log_fails():
         await asyncio.to_thread(server.stop)
 
 
+async def test_a_server_dies_with_the_process_that_started_it():
+    script = f"""
+        import time
+        from tests.support.server import Server, ServerOptions
+        command = [{sys.executable!r}, "-c", "import time; time.sleep(60)"]
+        print("child", Server(command, ServerOptions()).pid)
+        time.sleep(60)
+    """
+    runner = server_of(script)
+    child = int((await runner.wait_line(r"child (\d+)"))[1])
+    runner.kill_master()
+    await runner.wait_exit()
+    assert await asyncio.to_thread(wait_all_gone, [child], 5) == []
+    await asyncio.to_thread(runner.stop)
+
+
 async def test_a_process_left_behind_fails_and_is_killed():
     server = server_of("""
         import subprocess, sys
