@@ -184,13 +184,29 @@ def test_a_reload_with_a_configuration_that_is_wrong_by_now_changes_nothing(star
     assert running.stop() == 0
 
 
-def test_signals_without_a_meaning_do_not_end_it(start):
+def test_signals_that_change_nothing_do_not_end_it(start):
     running = start([*ASGIRI, "--bind", "127.0.0.1:0"])
     running.wait_listening()
-    running.process.send_signal(signal.SIGUSR2)
-    running.log.wait_line("SIGUSR2 has no meaning here")
     running.process.send_signal(signal.SIGCHLD)
     running.process.send_signal(signal.SIGUSR1)
+    assert running.stop() == 0
+
+
+def test_only_its_command_can_exchange_the_program(start):
+    code = """
+import sys
+from asgiri import cli, logs
+from asgiri.master import runtime
+config = cli.read_config(sys.argv[1:], {})
+logs.configure(config.log, "master")
+sys.exit(runtime.run(config))
+"""
+    running = start(
+        [sys.executable, "-c", code, *ASGIRI[ASGIRI.index("asgiri") + 1 :], "--bind", "127.0.0.1:0"]
+    )
+    running.wait_listening()
+    running.process.send_signal(signal.SIGUSR2)
+    running.log.wait_line("upgrade refused: the server was not started by its command")
     assert running.stop() == 0
 
 
