@@ -161,3 +161,15 @@ def test_slot_may_be_filled_when_its_back_off_is_over():
     assert table.back_offs_after(NOW + FIRST_BACK_OFF) == []
     table.forget_back_offs()
     assert table.may_spawn(0, NOW)
+
+
+def test_another_roster_knows_the_same_workers():
+    before = roster(0, 1)
+    before.release([before.get(1)], NOW)
+    after = Roster(first_worker_id=77, random=lambda: 0.0)
+    after.restore(before.to_state(), POLICY, NOW)
+    told = [(w.worker_id, w.slot, w.generation, w.role, w.state) for w in before.all()]
+    assert [(w.worker_id, w.slot, w.generation, w.role, w.state) for w in after.all()] == told
+    assert after.deadlines() == before.deadlines()
+    after.spawn(1, 2, Role.SERVING, policy=POLICY, now=NOW)
+    assert after.all()[-1].worker_id == 3

@@ -1,6 +1,7 @@
 """The life of one worker incarnation: every pair of the table, written out a second time."""
 
 import itertools
+import json
 import math
 
 import pytest
@@ -211,3 +212,13 @@ def test_incarnation_is_due_when_it_has_done_its_part(policy, chance, seen, reas
     requests, rss, age = seen
     worker = ready(chance=chance, **policy)
     assert worker.find_recycle_reason(requests, rss, NOW + age) == reason
+
+
+@pytest.mark.parametrize("make", [incarnation, ready, draining, killed])
+def test_another_program_finds_an_incarnation_where_it_was(make):
+    before = make()
+    before.recycle_reason = "200 requests"
+    after = incarnation()
+    after.restore(json.loads(json.dumps(before.to_state())))
+    for name in ("state", "deadline", "ready_at", "recycle_reason"):
+        assert getattr(after, name) == getattr(before, name)
