@@ -303,8 +303,10 @@ class Acceptor:
             batches.setdefault(worker_id, []).append(connection)
         undelivered: list[Connection] = []
         for worker_id, batch in batches.items():
-            for start in range(0, len(batch), self._batch_size):
-                part = batch[start : start + self._batch_size]
+            # One by one, a worker can leave the second unread while it serves the first.
+            size = 1 if self.balances_requests else self._batch_size
+            for start in range(0, len(batch), size):
+                part = batch[start : start + size]
                 if not self._hand_off(worker_id, part):
                     undelivered += part
         if not undelivered:

@@ -77,6 +77,9 @@ LIFESPAN_PATIENCE: Final = 5.0
 """How long lifespan shutdown may take at least; longer if the drain has left more of its time."""
 ROOM_INTERVAL: Final = 0.02
 """Seconds between two looks whether connections have closed, while there is no room for more."""
+SETTLE_TURNS: Final = 3
+"""Turns of the loop from a connection's adoption to its first request's begin: made known, watched,
+read."""
 CHECK_INTERVAL: Final = 0.02
 """How often a drain looks whether anything is left."""
 
@@ -190,6 +193,8 @@ class Worker:
         )
         self._room = process.room_for_files()
         self._was_wanted_back = False
+        self._settling = 0
+        """Turns for which no connection is adopted, see `_read_connections`."""
         self._tcp = TcpEndpoint(self._services, hello.listeners, tls=tls)
         self._quic = self._make_quic_endpoint(config)
 
@@ -281,7 +286,13 @@ class Worker:
     # What the master sends
 
     def _read_connections(self) -> int:
-        """Adopt what one message brings: at most 64 connections in a turn of the loop."""
+        """Adopt what one message brings: at most 64 connections in a turn of the loop.
+
+        While requests are balanced it is one, and the next one stays in the channel until the
+        first has begun. If that computes for long, the master can take the next one back.
+        """
+        if self._settling:
+            return 0
         if self._scoreboard.get(Cell.TCP_OPEN) >= self._room:
             # Left in the channel, where the master sees them; read, they would be lost.
             self._loop.remove_reader(self._resources.connections.fileno())
@@ -298,7 +309,15 @@ class Worker:
             return 0
         for listener, fd in received:
             self._tcp.adopt(listener, fd)
+        if received and self._was_wanted_back:
+            self._settling = SETTLE_TURNS
+            self._loop.call_soon(self._settle)
         return len(received)
+
+    def _settle(self) -> None:
+        self._settling -= 1
+        if self._settling:
+            self._loop.call_soon(self._settle)
 
     def _resume_reading(self) -> None:
         if not self._ending.done():  # a drain looks by itself
@@ -403,7 +422,7 @@ class Worker:
     async def _wait_empty(self, until: float = float("inf")) -> bool:
         """Wait until nothing is open and nothing is under way; False when it took too long."""
         while True:
-            if self._is_empty and not self._read_connections():
+            if self._is_empty and not self._settling and not self._read_connections():
                 return True
             # Looked at each time: the time left may become less on the way.
             if self._services.now() >= min(until, self._drain_until):

@@ -224,7 +224,7 @@ def inet(pid: int) -> list[object]:
 
 
 async def test_idle_connections_outlive_a_reload():
-    async with serve(workers=2, balance="request") as server:
+    async with serve(workers=2, balance="request", keep_alive=60) as server:
         connections = await asking(server, 20)
         old = set()
         for connection in connections:
