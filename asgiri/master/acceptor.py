@@ -407,6 +407,8 @@ class Acceptor:
                 self.dispatch([connection])
             else:
                 os.close(fd)
+        if self._queue:
+            self.serve_queue()  # this worker is free
 
     def _awake(self, connection: Connection) -> None:
         # All that wake up in one turn of the loop go together: one message for each worker.

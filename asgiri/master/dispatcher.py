@@ -12,7 +12,7 @@ worker that has something unread and gives no sign of life for LATE_AFTER is lat
 more, and what it has not read is taken back as soon as another one is free.
 
 A worker at its limit of requests (`request_limit`) gets no connections, and while requests are
-balanced (`hold`) none that stands still or is late does: the caller keeps what nobody may take.
+balanced (`hold`) none that stands still does: the caller keeps what nobody may take.
 
 QUIC connections are counted the same way, except that a worker may never see what was sent (the
 ring was full, the Initial was garbage, the handshake was refused): an assignment that was not
@@ -42,6 +42,9 @@ STALE_AFTER: Final = 0.15
 LATE_AFTER: Final = 0.004
 """Seconds for which connections may lie unread without a sign of life of their worker. A loop that
 turns reads them within 0.2 ms; on a processor that others use too, within a time slice or two."""
+PREFETCH: Final = 2
+"""Connections that may lie unread at a worker that is late, when no other one is in time: it begins
+with the next one at once, without the master."""
 OBSERVE_INTERVAL: Final = 0.05
 SAMPLE_INTERVAL: Final = 0.001
 """Seconds for which what the workers' pages said is good enough."""
@@ -151,18 +154,20 @@ class _Worker:
         adopted = get(_TCP_ADOPTED)
         unadopted = self.unadopted = self.tcp_assigned - adopted
         # A beat that is forgiven is a sign of life: whoever looks was away, not the worker.
-        self._look_for_life(-1 if forgive else adopted + get(_BEAT_COUNT), now)
+        ended = get(_TCP_CLOSED) + get(_TCP_HANDED_BACK)
+        self._look_for_life(-1 if forgive else adopted + ended + get(_BEAT_COUNT), now)
         # Between two beats the loop is at least as late as its beat.
         lag = self.lag = max(get(_LAG_EWMA_US) * 1e-6, now - beat - BEAT_INTERVAL)
         active = get(_REQUESTS_ACTIVE)
         self.room = UNADOPTED_LIMIT + 1 - unadopted
+        if self.late:
+            self.room = min(self.room, PREFETCH - unadopted)
         if request_limit:
             # What it has not read is as many requests, soon.
             self.room = min(self.room, request_limit - active - unadopted)
         self.score = (
             self.tcp_assigned
-            - get(_TCP_CLOSED)
-            - get(_TCP_HANDED_BACK)
+            - ended
             + self._outstanding_quic(get)
             + active * REQUEST_WEIGHT
             + int(min(lag / LAG_UNIT, LAG_LIMIT))
@@ -238,7 +243,7 @@ class Dispatcher:
         self._hash_key = hash_key
         self.request_limit = request_limit
         self.hold = False
-        """Choose nobody rather than a worker that stands still or is late."""
+        """Choose nobody rather than a worker that stands still."""
         self._workers: dict[int, _Worker] = {}
         self._ready: list[_Worker] = []
         self._candidates: list[_Worker] = []
@@ -365,12 +370,16 @@ class Dispatcher:
         if self._policy is BalancePolicy.CLIENT_IP:
             return []
         self._sample(now)
-        if not any(worker.fresh and not worker.late and worker.room > 0 for worker in self._ready):
+        takers = [worker for worker in self._ready if worker.fresh and not worker.late]
+        takers = [worker for worker in takers if worker.room > 0]
+        if not takers:
             return []
+        # Who is only late will soon go on: it is not worth the work unless somebody is idle.
+        idle = any(worker.unadopted <= 0 for worker in takers)
         return [
             worker.worker_id
             for worker in self._workers.values()
-            if (worker.late or not worker.fresh) and worker.unadopted > 0
+            if worker.unadopted > 0 and (not worker.fresh or (worker.late and idle))
         ]
 
     @property
@@ -415,7 +424,7 @@ class Dispatcher:
             fresh = self._ready
         in_time = [worker for worker in fresh if not worker.late]
         if in_time or self.hold:
-            self._candidates = in_time
+            self._candidates = in_time or fresh
         else:
             # When all stand still, one is as good as the other.
             self._candidates = list(fresh or self._ready)
