@@ -237,6 +237,7 @@ async def test_exchange_that_begins_while_the_transport_is_full_waits(rig):
 async def test_stream_is_released_when_the_call_has_returned(rig):
     made = rig(answer)
     made.session.handle_events([request(5)])
+    await made.settle()
     assert made.engine.calls[-1] == ("release", 5)
     assert made.session.is_idle
 
@@ -276,9 +277,11 @@ async def test_body_goes_to_its_exchange_and_credit_back_to_the_engine(rig):
         [
             request(1, ended=False, path=b"/a"),
             request(3, ended=False, path=b"/b"),
-            BodyReceived(3, b"for b", 7),
-            BodyReceived(1, b"for a", 6, ended=True),
         ]
+    )
+    await made.settle()
+    made.session.handle_events(
+        [BodyReceived(3, b"for b", 7), BodyReceived(1, b"for a", 6, ended=True)]
     )
     await made.settle()
     made.session.handle_events([BodyEnded(3)])
@@ -296,7 +299,9 @@ async def test_body_that_nobody_will_read_is_acknowledged_at_once(rig):
         await go.wait()
 
     made = rig(app)
-    made.session.handle_events([request(1, ended=False), BodyReceived(1, b"late", 4)])
+    made.session.handle_events([request(1, ended=False)])
+    await made.settle()
+    made.session.handle_events([BodyReceived(1, b"late", 4)])
     assert ("acknowledge", 1, 4) in made.engine.calls
     go.set()
     await made.settle()
