@@ -18,9 +18,6 @@ from tests.support.server import Server, serve
 
 pytestmark = pytest.mark.slow
 
-SOON = 10.0
-"""Half a second on an idle machine: 0.1 s of back-off and the start of an interpreter. Here other
-tests' servers may start at the same time."""
 CLIENTS = 3
 
 
@@ -76,16 +73,15 @@ async def test_requests_begun_after_a_kill_never_fail():
 
 async def test_a_killed_worker_is_soon_replaced():
     async with serve() as server:
-        begin = time.monotonic()
         pid = server.kill_worker(1)
+        # The rest is the start of an interpreter, which takes what the machine has to do besides.
+        await server.wait_line(rf"worker\[1\] pid={pid}.*SIGKILL; the next one starts in 0\.1 s")
         fresh = await server.wait_replaced(1, pid)
-        assert time.monotonic() - begin < SOON
         pids: set[int] = set()
         while pids != {server.workers[0], fresh}:  # it takes part
             responses = await asyncio.gather(*(fetch(server, "/pid") for _ in range(16)))
             pids |= {int(response.body) for response in responses}
             assert pid not in pids
-        await server.wait_line(rf"worker\[1\] pid={pid}.*SIGKILL")
 
 
 async def test_connections_queued_for_a_killed_worker_are_served_by_others():
