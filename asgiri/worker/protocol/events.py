@@ -19,7 +19,6 @@ Headers = list[tuple[bytes, bytes]]
 """Field lines in order of arrival: lower-case name, value without surrounding white space."""
 
 
-
 @dataclass(slots=True)
 class RequestReceived:
     """A request's head is complete and keeps the rules of its version."""
@@ -131,6 +130,7 @@ Event = (
 @dataclass(slots=True)
 class ResponseHead:
     """A response head, already checked by `headers.response_head`: it can be written as it stands.
+    Never changed: equal responses of one second share it.
 
     Connection-specific fields (RFC 9110 §7.6.1) are taken out; `close` tells that the application
     asked for `connection: close`. Server, date and configured default fields are in `headers`.
@@ -141,6 +141,8 @@ class ResponseHead:
     content_length: int | None = None
     """From the content-length field; None when the length is not known in advance."""
     close: bool = False
+    http1_lines: bytes = field(default=b"", repr=False, compare=False)
+    """Status line and fields as HTTP/1.1 writes them, once its engine has."""
 
 
 class HttpEngine(Protocol):

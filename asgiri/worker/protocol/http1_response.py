@@ -42,6 +42,13 @@ _UNUSUAL_METHODS: Final = frozenset(("HEAD", "CONNECT"))
 _field_line = b": ".join
 
 
+def _write_lines(head: ResponseHead) -> bytes:
+    status = head.status
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status
+    head.http1_lines = b"\r\n".join((line, *map(_field_line, head.headers)))
+    return head.http1_lines
+
+
 class ResponseWriter:
     """Writes the responses of a connection, one after the other."""
 
@@ -68,10 +75,7 @@ class ResponseWriter:
         Raises AppError, and queues nothing, when the body does not fit its content-length.
         """
         status = head.status
-        lines = [
-            _STATUS_LINES.get(status) or b"HTTP/1.1 %d " % status,
-            *map(_field_line, head.headers),
-        ]
+        lines = [head.http1_lines or _write_lines(head)]
         if (
             head.content_length is not None
             and method not in _UNUSUAL_METHODS
@@ -116,9 +120,8 @@ class ResponseWriter:
         if method == "CONNECT" and head.status < 300:
             # RFC 9110 §9.3.6: no Content-Length, no Transfer-Encoding; all that follows is the
             # tunnel.
-            lines[1:] = [
-                _field_line(field) for field in head.headers if field[0] != b"content-length"
-            ]
+            fields = [field for field in head.headers if field[0] != b"content-length"]
+            lines[:] = [_STATUS_LINES[head.status], *map(_field_line, fields)]
             self.framing = _CLOSE
         elif head.content_length is not None:
             self._left = take_from_length(head.content_length, len(body), ended=ended)

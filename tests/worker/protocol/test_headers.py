@@ -118,6 +118,50 @@ def test_date_is_what_the_standard_library_writes(unix_time: int):
     assert http_date(unix_time).decode() == email.utils.formatdate(unix_time, usegmt=True)
 
 
+def test_equal_responses_of_one_second_share_their_head():
+    defaults = ResponseDefaults([])
+    defaults.set_date(0)
+    sent = [(b"x", b"y"), (b"content-length", b"5")]
+    first = response_head(200, sent, defaults=defaults)
+    assert response_head(200, iter(sent), defaults=defaults) is first
+    assert response_head(201, sent, defaults=defaults).status == 201
+    assert response_head(200, sent[:1], defaults=defaults).content_length is None
+    defaults.set_date(1)
+    later = response_head(200, sent, defaults=defaults)
+    assert dict(later.headers)[b"date"] != dict(first.headers)[b"date"]
+
+
+def test_head_does_not_follow_what_the_application_does_to_its_list():
+    defaults = ResponseDefaults([], date=False)
+    sent = [(b"x", b"y")]
+    head = response_head(200, sent, defaults=defaults)
+    sent.append((b"z", b"z"))
+    assert head.headers == [(b"x", b"y")]
+    assert response_head(200, [(b"x", b"y")], defaults=defaults).headers == [(b"x", b"y")]
+    assert len(response_head(200, sent, defaults=defaults).headers) == 2
+
+
+def test_pairs_may_be_lists():
+    for _ in range(2):
+        head = response_head(200, [[b"X", b"y"], (b"content-length", b"1")], defaults=NONE)
+        assert head.headers == [(b"x", b"y"), (b"content-length", b"1")]
+
+
+def test_heads_and_fields_remembered_are_bounded():
+    defaults = ResponseDefaults([], date=False)
+    for number in range(5000):
+        value = b"%d" % number
+        head = response_head(200, [(b"x-number", value)], defaults=defaults)
+        assert head.headers == [(b"x-number", value)]
+    assert len(defaults.heads) <= 256
+    assert len(headers_module._fields) <= 1024
+
+
+def test_headers_that_cannot_be_iterated_are_refused():
+    with pytest.raises(AppError, match="'headers' must be pairs of bytes"):
+        response_head(200, None, defaults=NONE)  # type: ignore[arg-type]
+
+
 def test_defaults_are_added_behind_the_applications_fields():
     defaults = ResponseDefaults([(b"server", b"asgiri")])
     defaults.set_date(0)
