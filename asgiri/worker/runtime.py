@@ -44,6 +44,7 @@ from asgiri.ipc.tokens import QuicSecrets
 from asgiri.worker import boot, process
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
+from asgiri.worker.asgi.files import FileAccess
 from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
 from asgiri.worker.asgi.limits import RequestLimits
 from asgiri.worker.asgi.loader import LoadedApplication
@@ -468,6 +469,7 @@ def make_services(
         counters=Counters(scoreboard),
         loop=loop,
         now=time.monotonic,
+        files=FileAccess(loop),
         access_log=access_log,
     )
     sweep = deadlines.Deadlines(loop, time.monotonic, period=sweep_period)

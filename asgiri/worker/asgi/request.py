@@ -11,15 +11,18 @@ wrongs raise AppError in its own `send()`, and nothing of the message that broke
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
 from asgiri.errors import AppError, ClientDisconnected
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
+from asgiri.worker.asgi.files import PART_SIZE, FileAccess, FilePart
 from asgiri.worker.asgi.limits import RequestLimits
 from asgiri.worker.asgi.types import Message, ResponseSink, Scope
 from asgiri.worker.asgi.waiting import Waiters
@@ -43,11 +46,14 @@ class RequestEnvironment:
     counters: Counters
     loop: asyncio.AbstractEventLoop
     now: Callable[[], float]
+    files: FileAccess
     access_log: AccessLog | None = None
     limits: RequestLimits | None = None
     """None: as many requests as come, for as long as they take."""
 
 
+BODILESS: Final = (204, 205, 304)
+"""Statuses whose responses have no body, whatever the application sends."""
 RETRY_AFTER: Final = 1
 """Seconds after which a client that was refused may come again."""
 
@@ -57,8 +63,12 @@ class _Phase(enum.Enum):
     """No message yet."""
     PENDING = enum.auto()
     """The head is known and waits for the first part of the body."""
+    OPENING = enum.auto()
+    """The same, and a file is being opened that it waits for."""
     BODY = enum.auto()
     """The head has been handed to the connection."""
+    FILE = enum.auto()
+    """Part of a file is being sent: nothing may come between."""
     TRAILERS = enum.auto()
     """The body is complete, the trailers the application announced are not."""
     COMPLETE = enum.auto()
@@ -68,7 +78,9 @@ class _Phase(enum.Enum):
 # Module globals: an attribute of the enum class costs 20 ns more, several times per request.
 NOTHING: Final = _Phase.NOTHING
 PENDING: Final = _Phase.PENDING
+OPENING: Final = _Phase.OPENING
 BODY: Final = _Phase.BODY
+FILE: Final = _Phase.FILE
 TRAILERS: Final = _Phase.TRAILERS
 COMPLETE: Final = _Phase.COMPLETE
 
@@ -189,7 +201,7 @@ class HttpRequest:
         if self._phase is COMPLETE:
             return
         self._cancelled = True
-        begun = self._phase is BODY or self._phase is TRAILERS
+        begun = self._phase in (BODY, FILE, TRAILERS)
         self._give_up(504, b"Gateway Timeout")
         self._gone = self._gone or begun  # its stream was reset
         if self._task is not None:
@@ -278,8 +290,11 @@ class HttpRequest:
             self._send_trailers(message)
         elif kind == "http.response.early_hint":
             self._send_early_hint(message)
+        elif kind == "http.response.pathsend":
+            await self._send_path(message)
+        elif kind == "http.response.zerocopysend":
+            await self._send_zero_copy(message)
         else:
-            # "http.response.pathsend" and "http.response.zerocopysend" (issue 3) come here.
             raise AppError(f"send() knows no message {kind!r}")
 
     # Sending
@@ -308,7 +323,9 @@ class HttpRequest:
         body = message.get("body", b"")
         if type(body) is not bytes:
             body = _to_bytes(body)
-        more = message.get("more_body", False)
+        self._queue_body(phase, body, more=message.get("more_body", False))
+
+    def _queue_body(self, phase: _Phase, body: bytes, *, more: bool) -> None:
         ended = not more and not self._announced_trailers
         # The engine counts the body against its content-length and raises AppError before it queues
         # anything: the phase moves on behind it.
@@ -323,6 +340,93 @@ class HttpRequest:
             self._complete()
         elif not more:
             self._phase = TRAILERS
+
+    async def _send_path(self, message: Message) -> None:
+        phase = self._phase
+        # BODY also when only the head has gone, because the application took its time.
+        if phase is not PENDING and (phase is not BODY or self._body_bytes):
+            raise AppError(f"'http.response.pathsend' {self._where()}")
+        with self._busy_with_file(phase):
+            file, size = await self._environment.files.open(message.get("path"))
+        try:
+            await self._send_file(file, 0, size, more=False)
+        finally:
+            os.close(file)
+
+    async def _send_zero_copy(self, message: Message) -> None:
+        if self._phase is not PENDING and self._phase is not BODY:
+            raise AppError(f"'http.response.zerocopysend' {self._where()}")
+        part = FilePart(message)
+        more = message.get("more_body", False)
+        await self._send_file(part.descriptor, part.offset, part.count, more=more)
+        part.sent()
+
+    async def _send_file(self, file: int, offset: int, count: int, *, more: bool) -> None:
+        head = self._head
+        assert head is not None
+        if self._phase is PENDING and not more and not self._announced_trailers:
+            self._fit_length(head, count)
+        if head.status in BODILESS or self._scope["method"] == "HEAD":
+            self._queue_body(self._phase, b"", more=more)
+        elif self._sink.sends_files and count > PART_SIZE:
+            await self._send_file_by_system(file, offset, count, more=more)
+        else:
+            await self._send_file_by_parts(file, offset, count, more=more)
+
+    def _fit_length(self, head: ResponseHead, count: int) -> None:
+        """A file that is the whole body has a size: no need for chunks, or to begin what can't
+        end.
+        """
+        if head.content_length is None:
+            if head.status not in BODILESS:
+                # Another head: this one may be shared.
+                fields = [*head.headers, (b"content-length", b"%d" % count)]
+                self._head = ResponseHead(head.status, fields, count, head.close)
+        elif head.content_length != count:
+            raise AppError(f"the file has {count} bytes, content-length is {head.content_length}")
+
+    async def _send_file_by_system(self, file: int, offset: int, count: int, *, more: bool) -> None:
+        if self._paused:
+            await self._wait_writable()
+        self._flush_head()
+        ended = not more and not self._announced_trailers
+        with self._busy_with_file(BODY):
+            await self._sink.send_file(self._stream_id, file, offset, count, ended=ended)
+        self._body_bytes += count
+        if ended:
+            self._complete()
+        elif not more:
+            self._phase = TRAILERS
+
+    async def _send_file_by_parts(self, file: int, offset: int, count: int, *, more: bool) -> None:
+        while True:
+            phase = self._phase
+            size = min(count, PART_SIZE)
+            part = b""
+            with self._busy_with_file(phase):
+                if self._paused:
+                    await self._wait_writable()
+                if size:
+                    part = await self._environment.files.read(file, size, offset)
+            if self._gone:
+                raise ClientDisconnected("the client has gone")
+            if size and not part:
+                raise AppError(f"the file ended {count} bytes before its end")
+            offset += len(part)
+            count -= len(part)
+            self._queue_body(phase, part, more=more or count > 0)
+            if not count:
+                return
+
+    @contextlib.contextmanager
+    def _busy_with_file(self, phase: _Phase) -> Iterator[None]:
+        """Let nobody else send anything, not even the head: it goes along with the first part."""
+        busy = self._phase = OPENING if phase is PENDING else FILE
+        try:
+            yield
+        finally:
+            if self._phase is busy:
+                self._phase = phase
 
     def _send_trailers(self, message: Message) -> None:
         if self._phase is not TRAILERS:
@@ -351,7 +455,9 @@ class HttpRequest:
         return {
             NOTHING: "before 'http.response.start'",
             PENDING: "after 'http.response.start'",
+            OPENING: "while a file is being opened",
             BODY: "after 'http.response.start', within the body",
+            FILE: "while a file is being sent",
             TRAILERS: "after the body, where the trailers are due",
             COMPLETE: "after the response was complete",
         }[self._phase]
@@ -422,7 +528,7 @@ class HttpRequest:
         """
         if self._phase is COMPLETE:
             return
-        if (self._phase is NOTHING or self._phase is PENDING) and not self._gone:
+        if self._phase in (NOTHING, PENDING, OPENING) and not self._gone:
             headers = [(b"content-type", b"text/plain; charset=utf-8")]
             headers.append((b"content-length", b"%d" % len(text)))
             if retry_after:

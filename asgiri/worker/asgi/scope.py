@@ -65,6 +65,7 @@ class ConnectionScope:
         "_headers",
         "_http",
         "_offers",
+        "_plain_offers",
         "_raw_root_path",
         "_root_path",
         "_secure",
@@ -86,9 +87,14 @@ class ConnectionScope:
         self._secure = secure
         self._state = builder.state
         self._extensions: dict[str, dict[str, Any]] = {} if tls is None else {"tls": tls}
+        self._plain_offers = self._extensions | {
+            "http.response.pathsend": {},
+            "http.response.zerocopysend": {},
+        }
+        """What every request is offered."""
         self._headers: Headers = []
-        self._offers = self._extensions | {"http.response.early_hint": {}}
-        """What requests with `_headers` are offered: requests of a connection mostly have the same."""
+        self._offers = self._plain_offers | {"http.response.early_hint": {}}
+        """What requests with `_headers` are offered: those of a connection mostly have the same."""
         # Keys in the order in which the specification lists them; what is None here each request
         # sets.
         self._http: dict[str, Any] = {
@@ -114,7 +120,7 @@ class ConnectionScope:
         scope["method"] = request.method
         self._fill(scope, request)
         # HTTP/1.0 knows neither interim responses nor chunks to put trailers behind.
-        extensions = self._extensions
+        extensions = self._plain_offers
         if request.http_version != "1.0":
             # The same tuples again (see FieldSection): compared by identity, 10 ns each.
             if request.headers != self._headers:
@@ -125,7 +131,7 @@ class ConnectionScope:
 
     def _judge(self, headers: Headers) -> None:
         self._headers = headers.copy()
-        self._offers = self._extensions | {"http.response.early_hint": {}}
+        self._offers = self._plain_offers | {"http.response.early_hint": {}}
         if accepts_trailers(headers):
             self._offers["http.response.trailers"] = {}
 

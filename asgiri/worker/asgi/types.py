@@ -33,18 +33,15 @@ class ResponseSink(Protocol):
 
     def send_trailers(self, stream_id: int, headers: Headers) -> None: ...
 
-    def send_file(
-        self,
-        stream_id: int,
-        head: ResponseHead | None,
-        file: int,
-        offset: int,
-        count: int,
-        *,
-        ended: bool,
-    ) -> Awaitable[None]:
-        """Send `count` bytes of an open file from `offset`: sendfile on cleartext HTTP/1.1, reads
-        elsewhere."""
+    sends_files: bool
+    """`send_file` may be called: the system copies from file to socket."""
+
+    async def send_file(
+        self, stream_id: int, file: int, offset: int, count: int, *, ended: bool
+    ) -> None:
+        """Send a part of an open file as a part of the body, behind the head. Returns when it has
+        left; raises ClientDisconnected, or AppError when it does not fit or becomes shorter.
+        """
 
     def accept_tunnel(self, stream_id: int, headers: Headers) -> None: ...
 

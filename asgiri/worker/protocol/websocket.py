@@ -22,9 +22,10 @@ from asgiri.worker.protocol.websocket_deflate import Deflate, parse_offer
 VERSION: Final = b"13"
 NO_CODE: Final = 1005
 """Stands for a close frame without a code; never sent (RFC 6455 §7.4.1)."""
-MAX_FRAGMENTS: Final = 65536
-"""Frames of one message. Their number is no bound on memory once joined, but each costs time:
-16 MiB in frames of 256 bytes is more than any client sends."""
+MAX_FRAGMENTS: Final = 262144
+"""Frames of one message. The bound on its size does not bound their number, but each costs time and
+100 bytes until they are joined. 16 MiB in frames of 64 bytes, which is what Autobahn's smallest
+have."""
 MAX_REASON: Final = 123
 """Bytes of a close frame's reason (RFC 6455 §5.5)."""
 

@@ -5,17 +5,23 @@ waits for it only so long.
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 from collections.abc import Callable
 from typing import Final
 
+from asgiri.errors import ClientDisconnected
+from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.asgi.request import HttpRequest
 from asgiri.worker.asgi.scope import ConnectionScope
+from asgiri.worker.asgi.waiting import Waiters
 from asgiri.worker.protocol.events import PeerViolation, RequestReceived
 from asgiri.worker.protocol.http1 import Http1Connection, Http1Phase
 from asgiri.worker.transport.connection import Stage, TcpConnection
 from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.flow import ReceiveBacklog
 from asgiri.worker.transport.http2 import Http2Session
+from asgiri.worker.transport.sendfile import FileSending, SendTimeoutError
 from asgiri.worker.transport.services import WorkerServices
 
 DRAIN_GRACE: Final = 1.0
@@ -49,6 +55,8 @@ class Http1Session(TcpConnection):
         "_armed_phase",
         "_backlog",
         "_drain_due",
+        "_drained",
+        "_file",
         "_hand_back",
         "_held",
         "_held_parts",
@@ -81,6 +89,8 @@ class Http1Session(TcpConnection):
         self._held: RequestReceived | None = None
         """A request that goes on as HTTP/2 once its body is complete."""
         self._held_parts: list[bytes] = []
+        self._file: FileSending | None = None
+        self._drained: Waiters | None = None  # made when a file waits for it
         self._backlog = ReceiveBacklog(services.config.flow)
         self._reading_paused = False
         self._armed_phase = HEAD
@@ -172,6 +182,72 @@ class Http1Session(TcpConnection):
         del self._exchanges[stream_id]
         if self._gone:
             self._forget_if_finished()
+
+    # Files
+
+    @property
+    def sends_files(self) -> bool:  # type: ignore[override]
+        """Not through TLS, which encrypts."""
+        return not self._secure and hasattr(os, "sendfile")
+
+    async def send_file(
+        self, stream_id: int, file: int, offset: int, count: int, *, ended: bool
+    ) -> None:
+        if self._http1.begin_file(stream_id, count):
+            self._flush()
+            try:
+                await self._send_file(file, offset, count)
+            except SendTimeoutError:
+                self._services.scoreboard.refuse(Refusal.WRITE_TIMEOUT)
+                self._abort("the peer takes nothing of a file")
+                raise ClientDisconnected("the client takes nothing") from None
+        self._take(self._http1.end_file(stream_id, ended=ended))
+
+    async def _send_file(self, file: int, offset: int, count: int) -> None:
+        transport = self._transport
+        drained = self._drained = self._drained or Waiters(self._services.loop)
+        # What is written must have left. A mark of 0 makes the transport tell when it has.
+        transport.set_write_buffer_limits(0)
+        try:
+            while transport.get_write_buffer_size() and self._stage is Stage.OPEN:
+                await drained.wait()
+            if self._stage is not Stage.OPEN:
+                raise ClientDisconnected("the client has gone")
+            self._file = FileSending(
+                transport.get_extra_info("socket").fileno(),
+                file,
+                loop=self._services.loop,
+                threads=self._services.requests.files.threads,
+                patience=self._write_timeout if math.isfinite(self._write_timeout) else None,
+            )
+            await self._file.run(offset, count)
+        finally:
+            self._file = None
+            if self._stage is Stage.OPEN:
+                self._set_write_marks()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._drained is not None:
+            self._drained.wake()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_file()
+        super().connection_lost(exc)
+
+    def _end(self, reason: str) -> None:
+        self._stop_file()
+        super()._end(reason)
+
+    def _abort(self, reason: str) -> None:
+        self._stop_file()
+        super()._abort(reason)
+
+    def _stop_file(self) -> None:
+        if self._drained is not None:
+            self._drained.wake()
+        if self._file is not None:
+            self._file.stop()
 
     # The upgrade to HTTP/2
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.asgi.request import HttpRequest
@@ -287,17 +287,11 @@ class HttpSession:
     def send_trailers(self, stream_id: int, headers: Headers) -> None:
         self._take(self._engine.send_trailers(stream_id, headers))
 
-    def send_file(
-        self,
-        stream_id: int,
-        head: ResponseHead | None,
-        file: int,
-        offset: int,
-        count: int,
-        *,
-        ended: bool,
-    ) -> Awaitable[None]:
-        # pathsend and zerocopysend (issue 3) come here; scopes offer neither until then.
+    sends_files = False
+
+    async def send_file(
+        self, stream_id: int, file: int, offset: int, count: int, *, ended: bool
+    ) -> None:
         raise NotImplementedError
 
     def accept_tunnel(self, stream_id: int, headers: Headers) -> None:

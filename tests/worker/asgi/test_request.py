@@ -593,7 +593,7 @@ async def test_application_that_fails_behind_its_response_is_only_logged(caplog)
         ([{**START, "headers": [(b"content-length", b"3")]}, body(b"four")], "longer"),
         ([{**START, "headers": [(b"content-length", b"5")]}, body(b"four")], "shorter"),
         ([START, {"type": "http.response.trailers"}], "'http.response.trailers' after"),
-        ([{"type": "http.response.pathsend", "path": "/"}], "knows no message"),
+        ([{"type": "http.response.debug"}], "knows no message"),
     ],
 )
 async def test_wrong_message_raises_in_the_application_and_names_what_is_wrong(messages, told):

@@ -43,7 +43,11 @@ def test_http_scope_has_every_key_of_the_specification():
         "client": ("192.0.2.1", 5000),
         "server": ("192.0.2.2", 80),
         "state": {},
-        "extensions": {"http.response.early_hint": {}},
+        "extensions": {
+            "http.response.pathsend": {},
+            "http.response.zerocopysend": {},
+            "http.response.early_hint": {},
+        },
     }
 
 
@@ -188,7 +192,7 @@ def test_next_request_of_the_connection_is_judged_by_its_own_fields():
 def test_http10_offers_neither_early_hints_nor_trailers():
     headers = [(b"te", b"trailers")]
     scope = connection().http_scope(request(version="1.0", headers=headers))
-    assert scope["extensions"] == {}
+    assert scope["extensions"].keys() == {"http.response.pathsend", "http.response.zerocopysend"}
     assert scope["http_version"] == "1.0"
 
 
