@@ -4,11 +4,16 @@ Measures processor time of the server's whole process tree per request (schedsta
 the smallest ASGI application, keep-alive connections by wrk. The load generator has one processor,
 the server another; rounds go round all servers, so that what disturbs the machine disturbs all.
 `--tls` and `--close` (a new connection for every request) measure those instead.
+
+wrk sends the same head again and again, which flatters a server that remembers the last one of a
+connection, as asgiri does: its parser is not even called. `--vary` gives each request a field of
+its own. Browsers are in between; quote both figures or the second one.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from lib.cpu import split_processors, tree_nanoseconds
@@ -17,6 +22,14 @@ from lib.report import Row, print_table
 from lib.servers import Contender, Place, asgiri, certificate, find_program, free_port, running
 
 CLOSE = ("-H", "Connection: close")
+VARY = """
+local count = 0
+request = function()
+    count = count + 1
+    wrk.headers["X-Request-Number"] = count
+    return wrk.format()
+end
+"""
 
 
 def contenders(tls: bool) -> list[Contender]:
@@ -46,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--tls", action="store_true")
+    parser.add_argument("--vary", action="store_true", help="no two heads alike")
     parser.add_argument("--close", action="store_true", help="a new connection for every request")
     return parser.parse_args()
 
@@ -54,9 +68,16 @@ def measure(command: list[str], port: int, options: argparse.Namespace) -> float
     """Microseconds of processor time per request."""
     load, own = split_processors()
     url = f"{'https' if options.tls else 'http'}://127.0.0.1:{port}/"
-    extra = CLOSE if options.close else ()
-    counts = {"connections": options.connections, "options": extra}
-    with running(command, port, own) as process:
+    extra = list(CLOSE) if options.close else []
+    with (
+        tempfile.NamedTemporaryFile("w", suffix=".lua") as script,
+        running(command, port, own) as process,
+    ):
+        if options.vary:
+            script.write(VARY)
+            script.flush()
+            extra += ["-s", script.name]
+        counts = {"connections": options.connections, "options": extra}
         wrk(options.wrk, url, load, seconds=1, **counts)  # warm
         before = tree_nanoseconds(process.pid)
         outcome = wrk(options.wrk, url, load, seconds=options.seconds, **counts)
@@ -84,7 +105,8 @@ def main() -> None:
                 else:
                     row.values.append(measure(command, place.port, options))
     kind = "a connection each" if options.close else f"{options.connections} connections"
-    title = f"HTTP/1.1 hello{' over TLS' if options.tls else ''}, {kind}"
+    heads = "no two heads alike" if options.vary else "the same head each time"
+    title = f"HTTP/1.1 hello{' over TLS' if options.tls else ''}, {kind}, {heads}"
     print_table(f"{title}: processor time per request", "us", list(rows.values()), compare="asgiri")
 
 
