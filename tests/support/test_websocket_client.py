@@ -100,7 +100,7 @@ def test_frames_do_not_depend_on_how_bytes_arrive(cut: int):
 @pytest.mark.parametrize(
     "wire",
     [
-        encode_frame(Opcode.TEXT, b"masked"),
+        encode_frame(Opcode.TEXT, b"masked", mask=b"mask"),
         encode_frame(3, b"", masked=False),
         encode_frame(Opcode.PING, b"", fin=False, masked=False),
         encode_frame(Opcode.PING, b"x" * 126, masked=False),
