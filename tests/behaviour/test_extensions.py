@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from tests.behaviour.conftest import Connect
 from tests.behaviour.versions import Version
+from tests.support.apps import pattern
 from tests.support.client import ClientConnection, read_response, request
 from tests.support.remote_app import RemoteApps, RemoteRaised
 
@@ -75,6 +77,27 @@ async def test_trailers_may_come_in_several_messages(
     assert (await read_response(exchange)).trailers == [(b"x-one", b"1"), (b"x-two", b"1")]
 
 
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("files") / "file"
+    path.write_bytes(pattern(1_000_000))
+    return path
+
+
+async def test_a_file_is_sent_by_its_path(connection: ClientConnection, file: Path):
+    response = await request(connection, "GET", "/pathsend", [("x-file", str(file))])
+    assert response.body == file.read_bytes()
+    assert response.header("content-length") == "1000000"
+    assert (await request(connection, "HEAD", "/pathsend", [("x-file", str(file))])).body == b""
+    assert (await request(connection, "GET", "/hello")).status == 200
+
+
+async def test_an_open_file_is_sent_in_parts(connection: ClientConnection, file: Path):
+    response = await request(connection, "GET", "/zerocopysend", [("x-file", str(file))])
+    assert response.body == b"<" + file.read_bytes() + b">"
+    assert (await request(connection, "GET", "/hello")).status == 200
+
+
 async def test_request_trailers_end_the_body(connection: ClientConnection, apps: RemoteApps):
     exchange = await connection.start("POST", "/", apps.headers, body=None)
     call = await apps.wait_call()
@@ -95,6 +118,7 @@ async def test_extensions_are_offered_only_where_they_work(
     assert "http.response.push" not in extensions
     assert "http.response.debug" not in extensions
     assert ("tls" in extensions) == version.tls
+    assert {"http.response.pathsend", "http.response.zerocopysend"} <= extensions
     await call.respond()
     call.finish()
     await read_response(exchange)

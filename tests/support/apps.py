@@ -218,6 +218,29 @@ async def trailers(scope: Scope, receive: Any, send: Any) -> None:
     await send({"type": "http.response.trailers", "headers": fields, "more_trailers": False})
 
 
+@path("/pathsend")
+async def path_send(scope: Scope, receive: Any, send: Any) -> None:
+    """The file named by the header `x-file`."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.pathsend", "path": header(scope, b"x-file")})
+
+
+@path("/zerocopysend")
+async def zero_copy_send(scope: Scope, receive: Any, send: Any) -> None:
+    """The same in two parts, between two of its own."""
+    with open(header(scope, b"x-file"), "rb") as file:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"<", "more_body": True})
+        more = {"type": "http.response.zerocopysend", "file": file, "more_body": True}
+        await send({**more, "count": 100_000})
+        await send(more)
+        await send({"type": "http.response.body", "body": b">"})
+
+
+def header(scope: Scope, name: bytes) -> str:
+    return dict(scope["headers"])[name].decode()
+
+
 # Entry points
 
 
