@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import asgiri
-from asgiri.cli import ELSEWHERE, UsageProblems, offered_options, options_markdown, read_config
+from asgiri.cli import read_config
+from asgiri.cli.listing import options_markdown
+from asgiri.cli.peers import ELSEWHERE
+from asgiri.cli.reading import UsageProblems, offered_options
 from asgiri.config import Config, all_options
 from tests.support import readme
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asgiri.cli import options_markdown
+from asgiri.cli.listing import options_markdown
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN, END = "<!-- options: begin -->\n", "<!-- options: end -->"
