@@ -55,9 +55,12 @@ FULL_SCAN_LIMIT: Final = 16
 
 REQUEST_WEIGHT: Final = 4
 """A request that is worked on, in connections: most connections are idle most of the time."""
+LAG_SLACK: Final = 0.0015
+"""An idle loop counts milliseconds: its beats are 0.1 to 1.3 ms late, which ones is chance. If that
+counted, the same worker would get every connection that finds all of them idle."""
 LAG_UNIT: Final = 0.0005
 LAG_LIMIT: Final = 64
-"""A loop late by LAG_UNIT counts as one connection, 2 ms as one request; by 32 ms or more as 16
+"""A loop late by LAG_UNIT more counts as one connection, by 2 ms as one request; by 32 ms as 16
 requests and no more, so that no lag keeps a worker empty while the others fill up."""
 
 _BEAT_NS: Final = int(Cell.BEAT_NS)
@@ -170,7 +173,7 @@ class _Worker:
             - ended
             + self._outstanding_quic(get)
             + active * REQUEST_WEIGHT
-            + int(min(lag / LAG_UNIT, LAG_LIMIT))
+            + int(min(max(lag - LAG_SLACK, 0.0) / LAG_UNIT, LAG_LIMIT))
         )
 
     def _look_for_life(self, life: int, now: float) -> None:

@@ -19,6 +19,7 @@ from asgiri.master.dispatcher import (
     BEAT_INTERVAL,
     FULL_SCAN_LIMIT,
     LAG_LIMIT,
+    LAG_SLACK,
     LATE_AFTER,
     OBSERVE_INTERVAL,
     REQUEST_WEIGHT,
@@ -102,6 +103,8 @@ def test_burst_within_one_heartbeat_spreads_evenly():
 
 def test_equal_workers_take_turns_although_each_connection_ends_at_once():
     host = Host(workers=3)
+    for worker_id, lag_us in [(1, 400), (2, 900), (3, 1300)]:  # idle, as measured
+        host.pages[worker_id].set(Cell.LAG_EWMA_US, lag_us)
     chosen = Counter()
     for _ in range(30):
         worker_id = host.connect()
@@ -138,7 +141,10 @@ def test_request_in_flight_counts_as_several_connections():
     assert chosen[2] - chosen[1] == REQUEST_WEIGHT
 
 
-@pytest.mark.parametrize(("lag", "expected"), [(0.002, 4), (0.010, 20), (3600.0, LAG_LIMIT)])
+@pytest.mark.parametrize(
+    ("lag", "expected"),
+    [(LAG_SLACK, 0), (LAG_SLACK + 0.002, 4), (LAG_SLACK + 0.010, 20), (3600.0, LAG_LIMIT)],
+)
 def test_late_loop_counts_as_connections_up_to_a_limit(lag, expected):
     host = Host(workers=2)
     host.pages[1].set(Cell.LAG_EWMA_US, round(lag * 1e6))
@@ -151,7 +157,7 @@ def test_late_loop_counts_as_connections_up_to_a_limit(lag, expected):
 
 def test_beat_that_is_overdue_counts_as_lag_before_it_counts_as_stale():
     host = Host(workers=2)
-    host.beat(1, ago=BEAT_INTERVAL + 0.010)
+    host.beat(1, ago=BEAT_INTERVAL + LAG_SLACK + 0.010)
     chosen = Counter(host.connect() for _ in range(60))
     assert chosen[2] - chosen[1] in (18, 20)  # 60 connections: the difference is even
 
