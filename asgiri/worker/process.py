@@ -20,10 +20,9 @@ from typing import Final
 
 from asgiri.ipc.channel import largest_batch
 
-HARD_STOP: Final = 6
+HARD_STOP: Final = 5
 """Seconds from the death of the master (or SIGTERM) to the end of a worker that will not end by
-itself.
-"""
+itself. The number of SIGTRAP, see `die_with_master`."""
 EXIT_PATIENCE: Final = 2.0
 """How long the interpreter may wait for threads of the application when it exits."""
 
@@ -44,7 +43,7 @@ MASTER_SIGNALS: Final = (
 
 
 class Termination:
-    """SIGTERM: from the kernel when the master died, or from somebody who means this worker."""
+    """SIGTERM, from somebody who means this worker; and the hard stop when the master dies."""
 
     def __init__(self) -> None:
         self._react: Callable[[], None] | None = None
@@ -60,7 +59,7 @@ class Termination:
             signal.signal(number, _ignore)
         # The master started us with these held back.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
-        request_death_signal()
+        die_with_master()
 
     def react_with(self, react: Callable[[], None]) -> None:
         """From now on call this, in the main thread between two instructions; before, just exit."""
@@ -85,11 +84,19 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     pass
 
 
-def request_death_signal() -> None:
-    """Ask Linux for SIGTERM when the thread that started us ends. Elsewhere `is_orphan` must do."""
+def die_with_master() -> None:
+    """Have Linux end this process HARD_STOP seconds after the master.
+
+    That is for a worker that is blocked: one whose loop turns sees the end of its channel and goes
+    in order. A handler of Python's would not do, nor one that ctypes makes: code in C that keeps
+    the interpreter's lock runs neither. So the handler is alarm(2) itself, which is safe as one
+    (signal-safety(7)); it is called with the signal's number. Elsewhere only `is_orphan` tells.
+    """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            libc = ctypes.CDLL(None)
+            libc.signal(signal.SIGTRAP, libc.alarm)
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTRAP)
 
 
 def is_orphan(master_pid: int) -> bool:

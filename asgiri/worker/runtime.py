@@ -63,7 +63,7 @@ from asgiri.worker.transport.tls import ServerTls, TlsError
 
 logger = logging.getLogger("asgiri.worker")
 
-ORPHAN_DRAIN: Final = 3.0
+ORPHAN_DRAIN: Final = 2.5
 """Seconds for requests in flight after the master has died: nobody will ask for more, and whoever
 supervises the master waits for our end to start it again. With what follows a drain, less than
 `process.HARD_STOP`."""
@@ -383,12 +383,12 @@ class Worker:
     # The end
 
     def terminated(self) -> None:
-        """SIGTERM: the master is dead, or somebody wants this worker to go. Called in a handler."""
+        """SIGTERM: somebody wants this worker to go. Called in a handler."""
         if not self._loop.is_closed():  # else this process is about to exit anyway
             self._loop.call_soon_threadsafe(self._orphaned)
 
     def _orphaned(self) -> None:
-        # The signal, the channel and the heartbeat all say so, also in the middle of a drain.
+        # A signal, the channel and the heartbeat may all say so, also in the middle of a drain.
         if self._lifespan_patience is ORPHAN_LIFESPAN_PATIENCE:
             return
         self._lifespan_patience = ORPHAN_LIFESPAN_PATIENCE

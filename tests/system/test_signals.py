@@ -111,14 +111,58 @@ async def test_a_request_in_flight_outlives_a_killed_master_for_a_moment():
         await server.wait_workers_gone(6)
 
 
-async def test_workers_blocked_when_the_master_dies_go_as_well():
-    async with serve(workers=2) as server:
-        blocking = asyncio.create_task(fetch(server, "/block?milliseconds=1500"))
-        await asyncio.sleep(0.3)  # it cannot tell that it blocks
+BLOCKED = """
+import ctypes, os, pathlib, time
+
+mutex = ctypes.create_string_buffer(64)
+
+def sleep():
+    time.sleep(3600)
+
+def compute():
+    while True:
+        pass
+
+def keep_the_lock():
+    # The second call waits for ever; no signal interrupts it, and no handler of Python's runs.
+    while True:
+        ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+
+told = pathlib.Path(__file__).parent / "told"
+if os.environ["ASGIRI_GENERATION"] != "1":
+    told.touch()
+    sleep()
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    told.touch()
+    globals()[scope["path"][1:]]()
+"""
+
+
+async def test_workers_blocked_when_the_master_dies_go_as_well(tmp_path):
+    """In Python, in C code, in an import."""
+    (tmp_path / "blocked.py").write_text(BLOCKED)
+    told = tmp_path / "told"
+
+    async def wait_told():
+        async with asyncio.timeout(PATIENCE):
+            while not told.exists():
+                await asyncio.sleep(0.01)
+        told.unlink()
+
+    async with serve("blocked:app", workers=3, app_dir=tmp_path) as server:
+        blocking = []
+        for path in ("/sleep", "/compute", "/keep_the_lock"):
+            blocking.append(asyncio.create_task(fetch(server, path)))
+            await wait_told()
+        server.send_signal(signal.SIGHUP)
+        await wait_told()
+        assert len(server.live_pids()) == 5
         server.kill_master()
         await server.wait_workers_gone(6)
-        await asyncio.wait([blocking])
-        blocking.exception()
+        await asyncio.wait(blocking)
+        assert all(task.exception() for task in blocking)
 
 
 async def test_processes_say_what_they_are():
