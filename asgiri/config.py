@@ -19,6 +19,7 @@ from asgiri.errors import ConfigError
 from asgiri.options import DeclaredOption, Option, Section, Unit, options_of
 
 __all__ = [
+    "AdminConfig",
     "AppConfig",
     "BindAddress",
     "Config",
@@ -941,6 +942,41 @@ class ProcessConfig(Section):
     """File with environment variables for the application."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdminConfig(Section):
+    """How operators and their machines see what the server does, and steer it."""
+
+    SECTION: ClassVar[str] = "admin"
+    TITLE: ClassVar[str] = "Administration"
+
+    bind: Annotated[str, Option("--admin", metavar="ADDRESS", pending=True)] = ""
+    """Where to show health, metrics and a dashboard: HOST:PORT, :PORT or unix:PATH. Off unless
+    asked for. A worker of its own answers there, also while all others are blocked; it only tells,
+    but it tells everybody who reaches it."""
+
+    control_socket: Annotated[str, Option("--control-socket", metavar="PATH", pending=True)] = ""
+    """Unix socket for `asgiri ctl` and `asgiri top`, or `off`. By default one that they find by
+    themselves, in the runtime directory of the service or of the user. Only its user and root may
+    use it."""
+
+    statsd_host: Annotated[str, Option("--statsd-host", metavar="ADDRESS", pending=True)] = ""
+    """StatsD server to send metrics to, by UDP: HOST:PORT, or unix:PATH."""
+
+    statsd_prefix: Annotated[str, Option("--statsd-prefix", pending=True)] = ""
+    """What the names of metrics begin with; a dot is added."""
+
+    def contradictions(self) -> Iterator[ConfigError]:
+        for name in ("bind", "statsd_host"):
+            text = getattr(self, name)
+            try:
+                if text and parse_bind(text).kind == "fd":
+                    raise ValueError("must be HOST:PORT, or unix: and a path")
+                if re.fullmatch(r"[^:/]+|\[[^\]]*\]", text):
+                    raise ValueError(f"must name a port, such as {text}:9100")
+            except ValueError as error:
+                yield ConfigError(f"admin.{name}", text, str(error))
+
+
 # The whole
 
 
@@ -961,6 +997,7 @@ class Config:
     ring: RingConfig = field(default_factory=RingConfig)
     log: LogConfig = field(default_factory=LogConfig)
     process: ProcessConfig = field(default_factory=ProcessConfig)
+    admin: AdminConfig = field(default_factory=AdminConfig)
 
     def __post_init__(self) -> None:
         ConfigError.raise_all(self._contradictions())

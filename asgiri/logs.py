@@ -26,7 +26,14 @@ import orjson
 from asgiri.config import LogConfig
 from asgiri.errors import ConfigError, StartError
 
-__all__ = ["AccessLog", "LineHandler", "configure", "open_access_log", "reopen"]
+__all__ = [
+    "AccessLog",
+    "LineHandler",
+    "configure",
+    "lines_dropped",
+    "open_access_log",
+    "reopen",
+]
 
 Headers = Sequence[tuple[bytes, bytes]]
 Role = Literal["master", "worker", "admin"]
@@ -223,6 +230,11 @@ def reopen() -> None:
     """Open every log file again (SIGUSR1), so that a moved file is let go."""
     for handler in _handlers.values():
         handler.reopen()
+
+
+def lines_dropped() -> int:
+    """Return how many lines this process could not write."""
+    return sum(handler.dropped for handler in _handlers.values())
 
 
 def _install(logger: logging.Logger, handler: LineHandler, level: str) -> None:

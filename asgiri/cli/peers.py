@@ -31,8 +31,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--print-config": LATER,
     "--config": LATER,
     "-c": LATER,
-    "--statsd-host": LATER,
-    "--statsd-prefix": LATER,
+    "--dogstatsd-tags": LATER,
     "--proxy-protocol": LATER,
     "--capture-output": NOT_NEEDED,
     # hypercorn

@@ -20,6 +20,7 @@ import enum
 from typing import Final
 
 __all__ = [
+    "COUNTERS",
     "DURATION_BOUNDS",
     "MAGIC",
     "PAGE_SIZE",
@@ -27,6 +28,7 @@ __all__ = [
     "AssignmentCell",
     "Assignments",
     "Cell",
+    "DropReason",
     "Refusal",
     "Scoreboard",
     "WorkerState",
@@ -102,6 +104,24 @@ class Cell(enum.IntEnum):
     DURATION_BUCKETS = 40
     """First of 20 cells, 40 to 59: see DURATION_BOUNDS."""
     DURATION_SUM_US = 60
+    HTTP1_OPENED = 61
+    """TCP connections that turned out to speak HTTP/1, each time that a worker took one."""
+    HTTP2_OPENED = 62
+    HTTP2_OPEN = 63
+    """Part of TCP_OPEN."""
+    LOG_LINES_DROPPED = 64
+
+
+_GAUGES: Final = frozenset(
+    {
+        *(Cell.REQUESTS_ACTIVE, Cell.TCP_OPEN, Cell.QUIC_OPEN, Cell.QUIC_HALF_OPEN),
+        *(Cell.WEBSOCKETS_OPEN, Cell.RSS_BYTES, Cell.HTTP2_OPEN),
+    }
+)
+COUNTERS: Final = tuple(
+    cell for cell in range(Cell.REQUESTS_ACTIVE, Cell.LOG_LINES_DROPPED + 1) if cell not in _GAUGES
+)
+"""Cells that only go up: a sum of them outlives their worker. So do the refusals."""
 
 
 class Refusal(enum.IntEnum):
@@ -186,6 +206,42 @@ class Refusal(enum.IntEnum):
     WEBSOCKET_FRAGMENT_FLOOD = 116
     WEBSOCKET_CLOSE_TIMEOUT = 117
     WEBSOCKET_QUEUE_LIMIT = 118
+
+
+class DropReason(enum.IntEnum):
+    """Why the master discarded a datagram. Appended, never renumbered."""
+
+    TOO_SHORT = 0
+    FIXED_BIT_CLEAR = 1
+    UNKNOWN_CONNECTION_ID = 2
+    """Does not authenticate: silence."""
+    RETRY_ID_IN_SHORT_HEADER = 3
+    """No connection has the source connection ID of a Retry."""
+    WORKER_GONE = 4
+    """A long header, or a short one that is too short to be answered by a reset."""
+    RESET_RATE = 5
+    """Its worker is gone, and enough resets were sent."""
+    MALFORMED_LONG_HEADER = 6
+    VERSION_NEGOTIATION = 7
+    """Version 0, which only servers send; to answer could begin a loop."""
+    VERSION_UNKNOWN = 8
+    """And too short to be answered by version negotiation."""
+    CONNECTION_ID_LENGTH = 9
+    INITIAL_TOO_SHORT = 10
+    PACKET_TYPE = 11
+    """Retry, which only servers send."""
+    NO_INITIAL_BEFORE = 12
+    """0-RTT or Handshake of a connection that nobody has begun."""
+    TOKEN_INVALID = 13
+    """To the connection ID of a Retry without its token, so no handshake can succeed: the client
+    expects its first connection ID in our transport parameters, and the token had it."""
+    NETWORK_RATE = 14
+    """Proven addresses of one network began more than their share."""
+    NO_WORKER = 15
+    RING_HALF_FULL = 16
+    """The upper half is for what follows a handshake."""
+    RING_FULL = 17
+    """Counted by the receiver."""
 
 
 class AssignmentCell(enum.IntEnum):

@@ -1,4 +1,4 @@
-"""A worker's shared memory: create, pass, map, unmap. Layout in `ring`.
+"""Shared memory: create, pass, map, unmap. A worker's (layout in `ring`), and the board (`board`).
 
 memfd, not multiprocessing.shared_memory: no name that outlives a SIGKILL, no /dev/shm of 64 MB in a
 container (SIGBUS), no resource tracker that destroys what another process still uses. Its size is
@@ -14,13 +14,17 @@ import tempfile
 from typing import Final, Self
 
 from asgiri.errors import IpcError, RingUnavailableError
+from asgiri.ipc.board import MAX_ROWS, board_size
 from asgiri.ipc.counter import EventCounter
 from asgiri.ipc.scoreboard import PAGE_SIZE
 
-__all__ = ["RING_OFFSET", "Segment", "create_ring"]
+__all__ = ["RING_OFFSET", "BoardMemory", "Segment", "create_ring"]
 
 RING_OFFSET: Final = 2 * PAGE_SIZE
+FILE_ROWS: Final = 256
+"""Workers on a board that has to live in a file: all of its pages exist."""
 _MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3; not in `os` before Python 3.15
+_F_SEAL_FUTURE_WRITE: Final = 0x0010  # Linux 5.1; not in `fcntl` before Python 3.13
 # Out of descriptors or memory is no property of the host: the stream channel would fail as well.
 _EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 
@@ -87,6 +91,62 @@ class Segment:
             self.fd = -1
 
 
+class BoardMemory:
+    """One mapping of the board. Owns the descriptor and the mapping."""
+
+    def __init__(self, fd: int, mapping: mmap.mmap) -> None:
+        """Use `create` or `attach`."""
+        self.fd = fd
+        self._map = mapping
+        self.buffer: Final = memoryview(mapping)
+
+    @classmethod
+    def create(cls) -> Self:
+        """Create the board's memory; called by the master. Only this mapping can ever write.
+
+        Without memfd it is an unlinked temporary file, which its readers could write as well.
+        """
+        try:
+            size = board_size(MAX_ROWS)
+            fd = _new_memfd("asgiri-board")
+        except OSError as error:
+            if error.errno in _EXHAUSTED:
+                raise
+            size = board_size(FILE_ROWS)
+            fd = _create_file(size)
+            return cls(fd, mmap.mmap(fd, size))
+        try:
+            os.ftruncate(fd, size)
+            board = cls(fd, mmap.mmap(fd, size))
+            # From here on: what is mapped stays writable, and nothing else becomes so.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _F_SEAL_FUTURE_WRITE)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+        except BaseException:
+            os.close(fd)
+            raise
+        return board
+
+    @classmethod
+    def attach(cls, fd: int) -> Self:
+        """Map a board that came through a channel, to read it. Owns `fd`."""
+        try:
+            return cls(fd, mmap.mmap(fd, os.fstat(fd).st_size, access=mmap.ACCESS_READ))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def close(self) -> None:
+        """Unmap the memory and close the descriptor; a second call does nothing."""
+        self.buffer.release()
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
 def create_ring(ring_size: int) -> tuple[Segment, EventCounter, EventCounter]:
     """Create a segment with a ring, its `published` and its `consumed`; called by the master.
 
@@ -108,16 +168,7 @@ def create_ring(ring_size: int) -> tuple[Segment, EventCounter, EventCounter]:
 
 
 def _create_memfd(size: int) -> int:
-    if not hasattr(os, "memfd_create"):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        # Where vm.memfd_noexec=2 nothing else is allowed; kernels before 6.3 do not know the flag.
-        fd = os.memfd_create("asgiri-segment", flags | _MFD_NOEXEC_SEAL)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-        fd = os.memfd_create("asgiri-segment", flags)
+    fd = _new_memfd("asgiri-segment")
     try:
         os.ftruncate(fd, size)
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
@@ -126,6 +177,19 @@ def _create_memfd(size: int) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def _new_memfd(name: str) -> int:
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        # Where vm.memfd_noexec=2 nothing else is allowed; kernels before 6.3 do not know the flag.
+        return os.memfd_create(name, flags | _MFD_NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)
 
 
 def _create_file(size: int) -> int:

@@ -24,11 +24,12 @@ What a new connection must show before a worker spends anything on it is the mat
 A Retry names the worker that was chosen, and nothing is kept: the Initial that follows it brings
 the worker's number in its connection ID and the proof of its address in its token.
 
+`steer_untrusted` counts what it drops by reason; others call `count_drop`.
+
 Nothing that a stranger sends allocates more than one entry in a bounded table, raises, or is
 answered by more bytes than it has.
 """
 
-import enum
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -40,6 +41,7 @@ from asgiri.ipc.connection_id import (
     ConnectionIdMint,
 )
 from asgiri.ipc.records import RecordFlag
+from asgiri.ipc.scoreboard import DropReason
 from asgiri.ipc.tokens import ResetTokens, RetryTokens
 from asgiri.master.admission import Admission, QuicLoad, RetryMode, is_crowded
 from asgiri.master.bounds import SwappedTable, TokenBucket
@@ -93,42 +95,6 @@ _TOKEN_PRESENT: Final = int(RecordFlag.TOKEN_PRESENT)
 _TOKEN_VALIDATED: Final = int(RecordFlag.TOKEN_VALIDATED)
 
 Destination = TypeVar("Destination")
-
-
-class DropReason(enum.IntEnum):
-    """Why a datagram was discarded. `steer_untrusted` counts its own; others call `count_drop`."""
-
-    TOO_SHORT = 0
-    FIXED_BIT_CLEAR = 1
-    UNKNOWN_CONNECTION_ID = 2
-    """Does not authenticate: silence."""
-    RETRY_ID_IN_SHORT_HEADER = 3
-    """No connection has the source connection ID of a Retry."""
-    WORKER_GONE = 4
-    """A long header, or a short one that is too short to be answered by a reset."""
-    RESET_RATE = 5
-    """Its worker is gone, and enough resets were sent."""
-    MALFORMED_LONG_HEADER = 6
-    VERSION_NEGOTIATION = 7
-    """Version 0, which only servers send; to answer could begin a loop."""
-    VERSION_UNKNOWN = 8
-    """And too short to be answered by version negotiation."""
-    CONNECTION_ID_LENGTH = 9
-    INITIAL_TOO_SHORT = 10
-    PACKET_TYPE = 11
-    """Retry, which only servers send."""
-    NO_INITIAL_BEFORE = 12
-    """0-RTT or Handshake of a connection that nobody has begun."""
-    TOKEN_INVALID = 13
-    """To the connection ID of a Retry without its token, so no handshake can succeed: the client
-    expects its first connection ID in our transport parameters, and the token had it."""
-    NETWORK_RATE = 14
-    """Proven addresses of one network began more than their share."""
-    NO_WORKER = 15
-    RING_HALF_FULL = 16
-    """The upper half is for what follows a handshake."""
-    RING_FULL = 17
-    """Counted by the receiver."""
 
 
 class WorkerChooser(Protocol):

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from asgiri import logs
 from asgiri.ipc.scoreboard import Cell, Scoreboard
 from asgiri.worker.asgi.request import RequestEnvironment
 
@@ -71,6 +72,7 @@ class Heartbeat:
         put(Cell.LAG_MAX_US, int(self._lag_max * 1e6))
         put(Cell.BEAT_COUNT, self._count)
         put(Cell.BEAT_NS, now_ns)
+        put(Cell.LOG_LINES_DROPPED, logs.lines_dropped())
         self._requests.counters.publish()
         self._each_beat()
         self._renew_date()

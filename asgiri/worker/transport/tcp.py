@@ -145,6 +145,11 @@ class TcpEndpoint:
         scoreboard.add(Cell.TCP_CLOSED)
         scoreboard.add(Cell.TCP_OPEN, -1)
 
+    def http2_closed(self) -> None:
+        """One that spoke HTTP/2 is gone."""
+        self.services.scoreboard.add(Cell.HTTP2_OPEN, -1)
+        self.closed()
+
     def hand_back_unopened(self) -> None:
         """Let another worker serve those that have not said anything yet, if the master wants."""
         hand_back = self.services.hand_back
@@ -283,6 +288,7 @@ class NewConnection(asyncio.Protocol):
 
     def _become_http1(self, transport: asyncio.Transport) -> Http1Session:
         endpoint = self._endpoint
+        endpoint.services.scoreboard.add(Cell.HTTP1_OPENED)
         session = Http1Session(
             endpoint.services,
             endpoint.http1_engine(),
@@ -309,8 +315,10 @@ class NewConnection(asyncio.Protocol):
 
     def _http2_session(self, transport: asyncio.Transport, engine: Http2Connection) -> Http2Session:
         endpoint = self._endpoint
+        endpoint.services.scoreboard.add(Cell.HTTP2_OPENED)
+        endpoint.services.scoreboard.add(Cell.HTTP2_OPEN)
         return Http2Session(
-            endpoint.services, engine, self._scopes(transport), transport, endpoint.closed
+            endpoint.services, engine, self._scopes(transport), transport, endpoint.http2_closed
         )
 
     def _switch_to_http2(self, transport: asyncio.Transport) -> SwitchToHttp2 | None:
