@@ -30,10 +30,19 @@ class Place:
     port: int
     certfile: str = ""
     keyfile: str = ""
+    app: str = APP
+    behind: int = 0
+    """Port of the server proper when a front server listens on `port`."""
 
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def names(self) -> dict[str, object]:
+        """What is filled into commands and configurations."""
+        fields = ("address", "port", "behind", "certfile", "keyfile", "app")
+        return {name: getattr(self, name) for name in fields}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,21 +53,18 @@ class Contender:
     program: str
     """Looked up in --peers and PATH; "" for the interpreter that runs the script."""
     arguments: Sequence[str]
-    """`{address}`, `{port}`, `{certfile}`, `{keyfile}` and `{app}` are filled in."""
+    """`{address}`, `{port}`, `{behind}`, `{certfile}`, `{keyfile}` and `{app}` are filled in."""
+    front: Sequence[str] = ()
+    """Command of a front server; the path of its configuration is added."""
+    front_configuration: str = ""
+    """What that file says, with the same names filled in, and `{directory}`."""
 
     def command(self, place: Place, peers: Path | None) -> list[str] | None:
         """None when the program is missing."""
         program = find_program(self.program, peers) if self.program else sys.executable
         if program is None:
             return None
-        names = {
-            "address": place.address,
-            "port": place.port,
-            "certfile": place.certfile,
-            "keyfile": place.keyfile,
-            "app": APP,
-        }
-        return [program, *(argument.format_map(names) for argument in self.arguments)]
+        return [program, *(argument.format_map(place.names) for argument in self.arguments)]
 
 
 def find_program(name: str, peers: Path | None = None) -> str | None:
@@ -66,9 +72,10 @@ def find_program(name: str, peers: Path | None = None) -> str | None:
     return shutil.which(name, path=os.pathsep.join([*directories, os.environ.get("PATH", "")]))
 
 
-def asgiri(*options: str, name: str = "asgiri") -> Contender:
+def asgiri(*options: str, name: str = "asgiri", log: bool = False) -> Contender:
     arguments = ("-m", "asgiri", "{app}", "--bind", "{address}", "--workers", "1")
-    return Contender(name, "", (*arguments, "--no-access-log", *options))
+    quiet = () if log else ("--no-access-log",)
+    return Contender(name, "", (*arguments, *quiet, *options))
 
 
 def free_port() -> int:
