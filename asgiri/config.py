@@ -33,6 +33,7 @@ __all__ = [
     "LogConfig",
     "ProcessConfig",
     "RingConfig",
+    "SourceOptions",
     "TlsConfig",
     "WebSocketConfig",
     "WorkerConfig",
@@ -62,7 +63,9 @@ class BindAddress:
             return f"unix:{self.path}"
         if self.kind == "fd":
             return f"fd://{self.fd}"
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        # "unix:8000" would be a path.
+        bare = ":" not in self.host and self.host != "unix"
+        return f"{self.host}:{self.port}" if bare else f"[{self.host}]:{self.port}"
 
 
 def parse_bind(text: str) -> BindAddress:
@@ -201,7 +204,9 @@ class AppConfig(Section):
     SECTION: ClassVar[str] = "app"
     TITLE: ClassVar[str] = "Application"
 
-    target: Annotated[str, Option(env="ASGIRI_APP", metavar="APP")]
+    target: Annotated[
+        str, Option(keys="app wsgi_app application_path", env="ASGIRI_APP", metavar="APP")
+    ]
     """The application, as module:attribute."""
 
     factory: Annotated[bool, Option("--factory")] = False
@@ -235,6 +240,18 @@ class AppConfig(Section):
         elif not module or not attribute:
             remedy = f"must be module:attribute, such as {module or 'main'}:app"
             yield ConfigError("app.target", self.target, remedy)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions(Section):
+    """Where more options are written. Read before all others, no part of `Config`."""
+
+    SECTION: ClassVar[str] = "sources"
+    TITLE: ClassVar[str] = "Configuration"
+
+    config: Annotated[str, Option("--config -c", metavar="PATH")] = ""
+    """File with options: TOML, or Python when its name ends in .py. The default is asgiri.toml in
+    the current folder, else the table [tool.asgiri] of pyproject.toml there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1069,8 +1086,10 @@ def options_in(section: str) -> Iterable[DeclaredOption]:
 
 
 def all_options() -> Iterator[DeclaredOption]:
-    """List every option in the order of declaration, uvicorn's shorthands for --bind included."""
-    for section in SECTIONS:
+    """List every option in the order of declaration, with those that are no part of `Config`."""
+    yield from options_in("app")
+    yield from options_of(SourceOptions)
+    for section in list(SECTIONS)[1:]:
         if section == "listen":
             yield from options_of(ListenShorthand)
         yield from options_in(section)

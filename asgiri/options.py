@@ -11,6 +11,7 @@ import difflib
 import enum
 import functools
 import inspect
+import json
 import re
 import textwrap
 import types
@@ -51,6 +52,8 @@ class Option:
     """Names on the command line, parted by blanks; the first names the option everywhere."""
     aliases: str = dataclasses.field(default="", kw_only=True)
     """What other servers call it: accepted, not shown by --help."""
+    keys: str = dataclasses.field(default="", kw_only=True)
+    """What other servers call it in their configuration files, when that is none of the above."""
     env: str = dataclasses.field(default="", kw_only=True)
     """Environment variable shared with other programs, read after ASGIRI_*."""
     metavar: str = dataclasses.field(default="", kw_only=True)
@@ -87,7 +90,7 @@ class DeclaredOption:
 
     @property
     def name(self) -> str:
-        """Key in a config file and in errors, such as `ring.size`."""
+        """Where it is kept in a Config, such as `ring.size`."""
         return f"{self.section}.{self.field}"
 
     @property
@@ -105,6 +108,12 @@ class DeclaredOption:
             return tuple(self.option.env.split())
         own = self.flags[0].removeprefix("--").replace("-", "_").upper()
         return (ENVIRONMENT_PREFIX + own, *self.option.env.split())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names in a configuration file and in Python, our own first: flags without dashes."""
+        names = [name for name in (*self.flags, *self.aliases) if name.startswith("--")]
+        return (*(name[2:].replace("-", "_") for name in names), *self.option.keys.split())
 
     @property
     def metavar(self) -> str:
@@ -149,11 +158,22 @@ class DeclaredOption:
             return "on" if self.default else "off"
         return self._spell(self.default)
 
+    def spell_toml(self, value: Any) -> str:
+        """Spell a value as it is written in a configuration file."""
+        if self.repeated:
+            return f"[{', '.join(map(_quote_toml, value))}]"
+        if isinstance(value, bool):
+            return "true" if value else "false"
+        text = self._spell(value)
+        return text if type(value) in (int, float) and _is_number(text) else _quote_toml(text)
+
     def _spell(self, number: Any) -> str:
         if self.option.unit is Unit.BYTES:
             return _spell_quantity(number, {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "": 1})
         if self.option.unit is Unit.SECONDS:
             return _spell_quantity(number, {"d": 86400, "h": 3600, "m": 60, "s": 1, "ms": 0.001})
+        if self.option.metavar == "OCTAL":
+            return f"0o{int(number):03o}"
         return str(number)
 
     # Values
@@ -186,6 +206,43 @@ class DeclaredOption:
         if problem is not None:
             raise problem
         return values
+
+    def parse_value(self, value: Any) -> Any:
+        """Read a value that has a type already: from a configuration file, or a caller in Python.
+
+        Numbers, switches and lists may be what they are; everything may also be written as text.
+        """
+        if self.repeated:
+            return self._parse_list(value)
+        if isinstance(value, str):
+            return self.parse(value)
+        # Before asking for a number, as Python takes True for one. IntEnums are numbers here.
+        if isinstance(value, int) and self.base is int and not isinstance(value, bool):
+            value = int(value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            return self.parse(_spell_number(value))
+        elif not isinstance(value, bool):
+            raise self.refuse(value, f"must be {self._expected}")
+        problem = self.check(value)
+        if problem is not None:
+            wrong_type = type(value) is not self.base
+            raise self.refuse(value, f"must be {self._expected}") if wrong_type else problem
+        return value
+
+    def _parse_list(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self.parse_arguments([value])
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return self.parse_arguments(value)
+        raise self.refuse(value, "must be a text or a list of texts")
+
+    @property
+    def _expected(self) -> str:
+        if self.choices:
+            return f"one of {', '.join(self.choices)}"
+        if self.option.unit is not Unit.NONE:
+            return str(self.option.unit.value)
+        return {bool: "true or false", int: "a whole number"}.get(self.base, "a text")
 
     def from_json(self, value: Any) -> Any:
         """Undo what JSON does to a value: it has no tuples and may lose the point of a float."""
@@ -373,7 +430,22 @@ def _spell_quantity(number: float, units: dict[str, float]) -> str:
     for unit, factor in units.items():
         if number >= factor and number % factor == 0:
             return f"{number / factor:.0f}{unit}"
-    return f"{number:g}"
+    return _spell_number(number)
+
+
+def _spell_number(number: float) -> str:
+    """Without the point of 30.0, and never as 1e-05."""
+    text = f"{number:f}" if isinstance(number, float) else str(int(number))
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[0-9]+(\.[0-9]+)?|0o[0-7]+", text) is not None
+
+
+def _quote_toml(text: str) -> str:
+    # A basic string of TOML takes every escape that JSON writes, and all but DEL as it is.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _one_of(value: str, choices: Sequence[str]) -> str:

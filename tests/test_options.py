@@ -1,6 +1,7 @@
 """The mechanism of options: texts to values, and what declarations say about themselves."""
 
 import re
+import tomllib
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -263,3 +264,96 @@ def test_remedies_are_phrases_for_the_end_of_a_line():
     for error in errors:
         assert re.match(r"(must|is|needs|cannot) ", error.remedy)
         assert not error.remedy.endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "parsed"),
+    [
+        ("wait", 30, 30.0),
+        ("wait", 1.5, 1.5),
+        ("wait", "1m", 60.0),
+        ("size", 1024, 1024),
+        ("size", "1KiB", 1024),
+        ("count", 3, 3),
+        ("count", "3", 3),
+        ("kind", "square", "square"),
+        ("loud", True, True),
+        ("loud", "on", True),
+        ("maybe", False, False),
+        ("names", "a;b", ("a;b",)),
+        ("names", ["a", "b"], ("a", "b")),
+        ("tags", ("a,b", "c"), ("a", "b", "c")),
+        ("password", 5, "5!"),
+    ],
+)
+def test_values_that_have_a_type_already_are_taken_as_they_are_or_as_text(field, value, parsed):
+    assert DECLARED[field].parse_value(value) == parsed
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "remedy"),
+    [
+        ("wait", [], "must be a duration such as 30, 30s, 5m or 500ms"),
+        ("wait", True, "must be a duration such as 30, 30s, 5m or 500ms"),
+        ("wait", 61, "must be between 1s and 1m"),
+        ("size", None, "must be a size such as 65536, 64KiB or 16MiB"),
+        ("count", {}, "must be a whole number"),
+        ("count", False, "must be a whole number"),
+        ("count", 0, "must be at least 1"),
+        ("count", 1.5, "must be a whole number"),
+        ("kind", b"round", "must be one of round, square"),
+        ("kind", 3, "must be one of round, square"),
+        ("loud", [], "must be true or false"),
+        ("names", [1], "must be a text or a list of texts"),
+        ("names", {"a": 1}, "must be a text or a list of texts"),
+        ("password", object, "must be a text"),
+    ],
+)
+def test_values_of_another_type_are_refused_with_what_is_allowed(field, value, remedy):
+    with pytest.raises(ConfigError) as caught:
+        DECLARED[field].parse_value(value)
+    assert caught.value.remedy == remedy
+
+
+@given(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.dates(),
+        st.lists(st.text()), st.dictionaries(st.text(), st.integers()),
+    )
+)  # fmt: skip
+def test_no_value_makes_a_parser_fail_otherwise_than_by_its_remedy(value):
+    for declared in DECLARED.values():
+        try:
+            parsed = declared.parse_value(value)
+        except ConfigError:
+            continue
+        assert declared.check(parsed) is None
+
+
+@pytest.mark.parametrize("field", ["wait", "size", "count", "kind", "loud", "names"])
+def test_what_is_spelled_for_a_file_is_read_as_the_same(field):
+    declared = DECLARED[field]
+    text = f"x = {declared.spell_toml(declared.default)}"
+    assert declared.parse_value(tomllib.loads(text)["x"]) == declared.default
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_every_text_is_spelled_so_that_toml_reads_it_back(texts):
+    written = DECLARED["names"].spell_toml(texts)
+    try:
+        content = f"x = {written}".encode()
+    except UnicodeEncodeError:  # a lone surrogate is no text for a file
+        return
+    assert tomllib.loads(content.decode())["x"] == texts
+
+
+@given(st.floats(1, 60))
+def test_durations_are_spelled_so_that_they_are_read_back(seconds):
+    declared = DECLARED["wait"]
+    value = tomllib.loads(f"x = {declared.spell_toml(seconds)}")["x"]
+    assert declared.parse_value(value) == pytest.approx(seconds, abs=1e-5)
+
+
+def test_keys_of_a_file_are_the_names_without_dashes():
+    assert DECLARED["wait"].keys == ("wait",)
+    assert DECLARED["kind"].keys == ("kind", "shape")

@@ -1,4 +1,4 @@
-"""The command `asgiri`: argv and environment -> Config -> the server; exit codes.
+"""The command `asgiri`: argv, environment and file -> Config -> the server; exit codes.
 
 Every option is generated from its declaration in `config`. A first word that names a command of
 COMMANDS runs it; everything else is the application to serve.
@@ -14,33 +14,18 @@ import click
 
 from asgiri import logs
 from asgiri.certificates import provide_certificates
-from asgiri.cli.arguments import PROGRAM, parse_arguments, read_arguments
-from asgiri.cli.environment import read_environment
-from asgiri.cli.reading import Reading, UsageProblems, label_of, settle
+from asgiri.cli import config_command
+from asgiri.cli.arguments import PROGRAM
+from asgiri.cli.reading import UsageProblems, label_of
+from asgiri.cli.sources import read_config
 from asgiri.config import Config
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
 from asgiri.master import runtime, takeover
 
 __all__ = ["main", "read_config"]
 
-COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {}
+COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {"config": config_command.run}
 """First word -> what it runs with the others. No application is called so: these have a colon."""
-
-
-def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config | int:
-    """Build the configuration; an exit code when --help or --version was all that was asked.
-
-    Raises UsageProblems.
-    """
-    reading = Reading()
-    context = parse_arguments(arguments, reading)
-    if isinstance(context, int):
-        return context
-    read_environment(environ, reading)
-    if context is None:  # nothing but the environment was understood
-        raise UsageProblems(reading.problems)
-    read_arguments(context, reading)
-    return settle(reading)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,10 +17,16 @@ __all__ = ["PROGRAM", "parse_arguments", "read_arguments"]
 
 PROGRAM: Final = "asgiri"
 SWITCHES: Final = tuple(declared for declared in all_options() if declared.base is bool)
+COMMANDS: Final = {
+    "config check": "Say what is wrong with the configuration.",
+    "config show": "Show each option, and where its value is from.",
+}
+"""What can stand in the place of APP."""
 EPILOG: Final = (
     "Every option can also be given in the environment, as ASGIRI_ and its name, such as "
-    "ASGIRI_WORKERS=auto; an argument wins. Durations are written 30, 30s or 5m, sizes 65536 or "
-    "16MiB. The README says why each default is what it is."
+    'ASGIRI_WORKERS=auto, or in a configuration file, such as workers = "auto" in asgiri.toml. An '
+    "argument wins over the environment, and that over the file. Durations are written 30, 30s or "
+    "5m, sizes 65536 or 16MiB. The README says why each default is what it is."
 )
 
 
@@ -70,6 +76,7 @@ class GeneratedCommand(click.Command):
             record = parameter.get_help_record(ctx)
             if isinstance(parameter, GeneratedOption) and record is not None:
                 groups.setdefault(parameter.declared.owner.TITLE, []).append(record)
+        groups["Commands, instead of APP"] = list(COMMANDS.items())
         groups["Help"] = [("-h, --help", "Show this text."), ("--version", "Show the version.")]
         for title, records in groups.items():
             with formatter.section(title):
@@ -146,10 +153,7 @@ def read_arguments(context: click.Context, reading: Reading) -> None:
         words = tuple(word for word in words if ":" in word)[-1:]
     for word in words[:1]:
         declared = next(iter(options_in("app")))
-        prefix = f"{declared.metavar} "
-        reading.add(
-            Given(declared=declared, value=word, prefix=prefix, text=word, rank=Rank.ARGUMENT)
-        )
+        reading.add(_given(declared, declared.metavar, word, value=word))
     reading.problems += [f"{word}: one argument too many" for word in words[1:]]
     for parameter in context.command.params:
         if not isinstance(parameter, GeneratedOption):
@@ -161,11 +165,20 @@ def read_arguments(context: click.Context, reading: Reading) -> None:
 
 def _read_argument(declared: DeclaredOption, raw: Any, reading: Reading) -> None:
     flag = declared.flags[0]
-    rank = Rank.ARGUMENT
     if isinstance(raw, bool):
-        prefix = flag if raw else flag.replace("--", "--no-", 1)
-        reading.add(Given(declared=declared, value=raw, prefix=prefix, text="", rank=rank))
+        flag = flag if raw else flag.replace("--", "--no-", 1)
+        reading.add(_given(declared, flag, "", value=raw))
         return
     text = " ".join(raw) if declared.repeated else raw[-1]
-    given = Given(declared=declared, value=None, prefix=f"{flag} ", text=text, rank=rank)
-    reading.parse(given, lambda: declared.parse_arguments(raw))
+    reading.parse(_given(declared, flag, text), lambda: declared.parse_arguments(raw))
+
+
+def _given(declared: DeclaredOption, place: str, text: str, value: Any = None) -> Given:
+    return Given(
+        declared=declared,
+        value=value,
+        place=place,
+        prefix=f"{place} ",
+        text=text,
+        rank=Rank.ARGUMENT,
+    )

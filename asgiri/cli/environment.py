@@ -33,5 +33,12 @@ def read_environment(environ: Mapping[str, str], reading: Reading) -> None:
 
 def _read_variable(declared: DeclaredOption, variable: str, text: str, reading: Reading) -> None:
     rank = Rank.ENVIRONMENT if variable.startswith(ENVIRONMENT_PREFIX) else Rank.SHARED
-    given = Given(declared=declared, value=None, prefix=f"{variable}=", text=text, rank=rank)
+    given = Given(
+        declared=declared,
+        value=None,
+        place=variable,
+        prefix=f"{variable}=",
+        text=text,
+        rank=rank,
+    )
     reading.parse(given, lambda: declared.parse_environment(text))

@@ -29,8 +29,6 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--limit-request-field_size": "is written --h1-max-head-size, for all fields together",
     "--check-config": LATER,
     "--print-config": LATER,
-    "--config": LATER,
-    "-c": LATER,
     "--dogstatsd-tags": LATER,
     "--proxy-protocol": LATER,
     "--capture-output": NOT_NEEDED,
@@ -51,3 +49,6 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--ws-enabled": NOT_NEEDED,
 }
 """Option -> what to do instead."""
+
+KEYS_ELSEWHERE: Final[Mapping[str, str]] = {}
+"""The same for the keys of their configuration files."""

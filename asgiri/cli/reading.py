@@ -18,11 +18,13 @@ __all__ = ["Given", "Rank", "Reading", "UsageProblems", "label_of", "offered_opt
 Values = dict[str, dict[str, Any]]
 
 MISSING_APP: Final = "APP: missing; name the application as module:attribute, such as main:app"
+UNKNOWN_APP: Final = "unknown:app"
 
 
 class Rank(enum.IntEnum):
     """Which place wins: the higher one."""
 
+    FILE = 1
     SHARED = 2
     """A variable that other programs read as well, such as PORT."""
     ENVIRONMENT = 3
@@ -35,8 +37,10 @@ class Given:
 
     declared: DeclaredOption
     value: Any
+    place: str
+    """Where it stood: `--workers`, `ASGIRI_WORKERS` or `asgiri.toml:3`."""
     prefix: str
-    """What stood before it: `--workers ` or `ASGIRI_WORKERS=`."""
+    """What stood before it: `--workers `, `ASGIRI_WORKERS=` or `asgiri.toml:3: workers = `."""
     text: str
     rank: Rank
 
@@ -53,6 +57,8 @@ class Reading:
 
     given: dict[str, Given] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    file: str = ""
+    """The configuration file that was read, as its user knows it; "" when there is none."""
 
     def add(self, given: Given) -> None:
         """Keep it unless a stronger place has said something else."""
@@ -101,9 +107,14 @@ def offered_options() -> Iterator[DeclaredOption]:
 # Together
 
 
-def settle(reading: Reading) -> Config:
+def settle(reading: Reading, *, app_needed: bool = True) -> Config:
     """Make one Config of everything that was read. Raises UsageProblems."""
     values = _fold_shorthands(reading)
+    app = values.setdefault("app", {})
+    if "target" not in app:
+        if app_needed:
+            reading.problems.append(MISSING_APP)
+        app["target"] = UNKNOWN_APP
     if reading.problems:
         _collect_further_problems(values, reading)
         raise UsageProblems(reading.problems)
@@ -120,8 +131,6 @@ def _fold_shorthands(reading: Reading) -> Values:
     for name, given in reading.given.items():
         section, _, option = name.partition(".")
         values.setdefault(section, {})[option] = given.value
-    if "app" not in values or "target" not in values["app"]:
-        reading.problems.append(MISSING_APP)
     listen = values.setdefault("listen", {})
     names = [declared.field for declared in options_of(ListenShorthand)]
     shorthand = {name: listen.pop(name) for name in names if name in listen}
@@ -157,7 +166,6 @@ def _fold_into_bind(shorthand: dict[str, Any], listen: dict[str, Any], reading: 
 
 def _collect_further_problems(values: Values, reading: Reading) -> None:
     """Go on after the first problems, as far as what was understood allows."""
-    values.setdefault("app", {}).setdefault("target", "unknown:app")
     try:
         Config.from_values(values)
     except ConfigError as error:

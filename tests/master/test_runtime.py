@@ -195,9 +195,10 @@ def test_signals_that_change_nothing_do_not_end_it(start):
 def test_only_its_command_can_exchange_the_program(start):
     code = """
 import sys
-from asgiri import cli, logs
+from asgiri import logs
+from asgiri.cli.sources import read_config
 from asgiri.master import runtime
-config = cli.read_config(sys.argv[1:], {})
+config = read_config(sys.argv[1:], {})
 logs.configure(config.log, "master")
 sys.exit(runtime.run(config))
 """
