@@ -82,7 +82,10 @@ def parse_bind(text: str) -> BindAddress:
     if match := re.fullmatch(r"\[([^\]]*)\](?::(.*))?", text):
         host, port = match[1], match[2]
     elif text.count(":") > 1:
-        raise ValueError(f"must have an IPv6 address in brackets, such as [{text}]:{DEFAULT_PORT}")
+        address = text.strip("[]") or "::1"
+        raise ValueError(
+            f"must have an IPv6 address in brackets, such as [{address}]:{DEFAULT_PORT}"
+        )
     else:
         host, colon, port = text.partition(":")
         if text.isdigit():
@@ -113,7 +116,7 @@ def resolve_workers(value: str | int) -> int:
         quota = cgroup_cpu_quota()
         processors = _usable_processors()
         return processors if quota is None else max(1, min(processors, math.ceil(quota)))
-    if not re.fullmatch(r"[0-9]{1,4}", value):
+    if not re.fullmatch(r"[0-9]{1,9}", value):
         raise ValueError("must be a number of workers, or auto")
     return int(value)
 

@@ -246,6 +246,7 @@ def test_addresses_are_read_in_all_their_forms(text, address):
     ("text", "remedy"),
     [
         ("::1", "such as [::1]:8000"),
+        ("[::1", "such as [::1]:8000"),
         ("host:65536", "between 0 and 65535"),
         ("host:", "between 0 and 65535"),
         ("host:http", "between 0 and 65535"),

@@ -141,7 +141,12 @@ def _unknown(name: str) -> str:
         return f"{name}: {ELSEWHERE[name]}"
     if name in pending or name.replace("--no-", "--", 1) in pending:
         return f"{name}: {LATER}"
-    negatives = [flag.replace("--", "--no-", 1) for flag in offered if flag.startswith("--")]
+    negatives = [
+        flag.replace("--", "--no-", 1)
+        for option in SWITCHES
+        for flag in option.flags
+        if flag in offered
+    ]
     guess = nearest(name, [*offered, *negatives])
     return f"{name}: no such option; " + (f"did you mean {guess}?" if guess else "see --help")
 

@@ -439,7 +439,8 @@ class Worker:
         """The patience is over: cancel what runs, close what is open."""
         services = self._services
         sessions = list(services.sessions)
-        logger.warning("%d connections still open: their requests are cancelled", len(sessions))
+        if sessions:
+            logger.warning("%d connections still open: their requests are cancelled", len(sessions))
         for session in sessions:
             session.cancel_exchanges()
         self._drain_until = services.now() + CANCEL_PATIENCE

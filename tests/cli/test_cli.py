@@ -214,8 +214,11 @@ def test_two_ways_to_name_an_address_are_refused():
     ("arguments", "line"),
     [
         ("--wrokers 3", "--wrokers: no such option; did you mean --workers?"),
+        ("--no-htp3", "--no-htp3: no such option; did you mean --no-http3?"),
+        ("--no-udz", "--no-udz: no such option; did you mean --uds?"),
         ("--qqq", "--qqq: no such option; see --help"),
         ("--workers 0", "--workers 0: must be between 1 and 1024"),
+        ("--workers 10000", "--workers 10000: must be between 1 and 1024"),
         ("--workers many", "--workers many: must be a number of workers, or auto"),
         ("--keep-alive=soon", "--keep-alive soon: must be a duration such as 30, 30s, 5m or"),
         ("--log-level warn", "--log-level warn: must be one of critical, error, warning, info,"),

@@ -286,6 +286,14 @@ async def test_quit_ends_a_drain_at_once():
         assert "exception" not in worker.log
 
 
+async def test_quit_is_nothing_to_warn_of_while_nothing_is_open():
+    async with spawn_worker() as worker:
+        await worker.wait(Ready)
+        worker.control.send(Quit())
+        assert await worker.wait_exit() == 0
+        assert worker.log == ""
+
+
 @pytest.mark.parametrize("how", ["eof", "sigterm"])
 async def test_worker_without_a_master_finishes_what_runs_and_ends(how):
     async with spawn_worker() as worker:

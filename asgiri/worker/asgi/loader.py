@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import inspect
@@ -43,7 +44,7 @@ def load(config: AppConfig) -> LoadedApplication:
     if config.factory:
         found = _call_factory(config.target, found)
     elif not callable(found):
-        raise LoadError(f"{config.target}: is {_name_type(found)}, which cannot be called")
+        raise _not_callable(config.target, found)
     return _adapt(config, found)
 
 
@@ -55,12 +56,16 @@ def _find(target: str, folder: str) -> Any:
         try:
             found = getattr(found, name)
         except AttributeError:
-            raise LoadError(f"{target}: {place} has no attribute {name!r}") from None
+            near = difflib.get_close_matches(name, dir(found), 1)
+            remedy = f"did you mean {near[0]}?" if near else "name the application in it"
+            raise LoadError(f"{target}: {place} has no attribute {name!r}; {remedy}") from None
         place = f"{place}.{name}"
     return found
 
 
 def _import(module_name: str, target: str, folder: str) -> ModuleType:
+    if module_name.startswith(".") or "/" in module_name:
+        raise _is_a_file(target)
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -68,6 +73,8 @@ def _import(module_name: str, target: str, folder: str) -> ModuleType:
         # helps.
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise _fault_inside(f"{target}: importing {module_name} failed", error) from None
+        if module_name.endswith(".py"):
+            raise _is_a_file(target) from None
         raise LoadError(
             f"{target}: no module named {error.name!r} in {folder} or on sys.path (see --app-dir)"
         ) from None
@@ -77,9 +84,20 @@ def _import(module_name: str, target: str, folder: str) -> ModuleType:
         raise _fault_inside(f"{target}: importing {module_name} failed", error) from None
 
 
+def _is_a_file(target: str) -> LoadError:
+    path, _, attributes = target.partition(":")
+    name = path.removesuffix(".py").strip("./").replace("/", ".")
+    return LoadError(f"{target}: name the module as an import does: {name}:{attributes}")
+
+
 def _call_factory(target: str, factory: Any) -> Any:
     if not callable(factory):
-        raise LoadError(f"{target}: is {_name_type(factory)}, which cannot be called")
+        raise _not_callable(target, factory)
+    if count := _count_parameters(factory):
+        raise LoadError(
+            f"{target}: takes {count} argument{'s' * (count > 1)}, a factory none; an application "
+            "goes without --factory"
+        )
     try:
         application = factory()
     except BaseException as error:
@@ -102,6 +120,11 @@ def _adapt(config: AppConfig, application: Any) -> LoadedApplication:
         interface = "asgi3" if is_asgi3(application) else "asgi2"
         if interface == "asgi2" and _count_parameters(application) == 2:
             interface = "wsgi"
+        if interface == "asgi2" and _count_parameters(application) == 0:
+            raise LoadError(
+                f"{config.target}: takes no arguments, an application those of a request; "
+                "what makes an application needs --factory"
+            )
     if interface == "wsgi":
         # The WSGI adapter (issue 3) starts here.
         raise LoadError(f"{config.target}: is a WSGI application; wrap it, as in a2wsgi or asgiref")
@@ -171,6 +194,12 @@ def _fault_inside(summary: str, error: BaseException) -> LoadError:
 
 def _is_ours(filename: str) -> bool:
     return filename in {__file__, importlib.__file__} or filename.startswith("<frozen importlib")
+
+
+def _not_callable(target: str, found: object) -> LoadError:
+    return LoadError(
+        f"{target}: is {_name_type(found)}, which cannot be called; name an ASGI application"
+    )
 
 
 def _name_type(found: object) -> str:

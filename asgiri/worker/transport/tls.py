@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,19 +93,31 @@ def _create_context(
     # A peer could make us renegotiate for ever (CVE-2009-3555, CVE-2011-1473); HTTP/2 forbids it
     # anyhow.
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
-    try:
+    with _told_as(certfile, "check --certfile and --keyfile"):
         context.load_cert_chain(certfile, keyfile, tls.keyfile_password)
-        if tls.ciphers:
+    if tls.ciphers:
+        with _told_as(f"--ciphers {tls.ciphers}", "list what there is by: openssl ciphers -tls1_2"):
             context.set_ciphers(tls.ciphers)
-        if tls.cert_reqs != "none":
-            context.verify_mode = VERIFY_MODES[tls.cert_reqs]
+    if tls.cert_reqs != "none":
+        context.verify_mode = VERIFY_MODES[tls.cert_reqs]
+        with _told_as(f"--ca-certs {tls.ca_certs}", "name a file of certificates in PEM form"):
             context.load_verify_locations(tls.ca_certs)
-    except (OSError, ssl.SSLError) as error:
-        raise TlsError(f"TLS with {certfile}: {error.strerror or error}") from error
     protocols = alpn_protocols(http)
     if protocols:
         context.set_alpn_protocols(protocols)
     return context
+
+
+@contextlib.contextmanager
+def _told_as(subject: str, remedy: str) -> Iterator[None]:
+    """Make one line of what OpenSSL does not take, or of a file that cannot be read."""
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError among them; some have nothing but arguments
+        reason = error.strerror or ", ".join(str(argument) for argument in error.args)
+        # "[SSL: EE_KEY_TOO_SMALL] ee key too small (_ssl.c:3916)": the middle says it.
+        reason = re.sub(r"^\[[^]]*\] | \(_ssl\.c:\d+\)$", "", reason).rstrip(".")
+        raise TlsError(f"{subject}: {reason}; {remedy}") from error
 
 
 def alpn_protocols(http: HttpConfig) -> list[str]:

@@ -124,8 +124,19 @@ def test_missing_attribute_is_told_with_the_place_where_it_was_looked_for(write_
     name = write_module("class Holder: pass")
     assert f"{name} has no attribute 'app'" in refusal(load_from, f"{name}:app").summary
     error = refusal(load_from, f"{name}:Holder.app")
-    assert f"{name}.Holder has no attribute 'app'" in error.summary
+    assert f"{name}.Holder has no attribute 'app'; name the application" in error.summary
     assert error.traceback == ""
+
+
+def test_missing_attribute_is_told_with_the_one_that_is_like_it(write_module, load_from):
+    name = write_module("async def application(scope, receive, send): ...")
+    assert "did you mean application?" in refusal(load_from, f"{name}:aplication").summary
+
+
+@pytest.mark.parametrize("path", ["shop/web.py", "./shop/web.py", "shop/web", "shop.web.py"])
+def test_file_instead_of_a_module_is_told_with_the_module(load_from, path):
+    error = refusal(load_from, f"{path}:app")
+    assert error.summary == f"{path}:app: name the module as an import does: shop.web:app"
 
 
 @pytest.mark.parametrize(
@@ -196,10 +207,20 @@ def test_async_factory_is_refused_with_the_reason(write_module, load_from):
     assert "is an async function" in refusal(load_from, f"{name}:make", factory=True).summary
 
 
-def test_factory_with_a_required_argument_fails_with_a_traceback(write_module, load_from):
-    name = write_module("def make(x): ...")
-    error = refusal(load_from, f"{name}:make", factory=True)
-    assert "missing 1 required positional argument" in error.summary
+def test_factory_that_needs_an_argument_is_refused(write_module, load_from):
+    name = write_module("def make(x): ...\nasync def app(scope, receive, send): ...")
+    assert "takes 1 argument," in refusal(load_from, f"{name}:make", factory=True).summary
+    error = refusal(load_from, f"{name}:app", factory=True)
+    assert "takes 3 arguments" in error.summary
+    assert "without --factory" in error.summary
+
+
+@pytest.mark.parametrize("source", ["def make(): ...", "class make: ...", "make = lambda x=1: 2"])
+def test_factory_that_is_not_told_to_be_one_is_refused_with_the_remedy(
+    write_module, load_from, source
+):
+    name = write_module(source)
+    assert "needs --factory" in refusal(load_from, f"{name}:make").summary
 
 
 # Interfaces

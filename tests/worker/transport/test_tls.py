@@ -1,15 +1,23 @@
 """Contexts for TLS on TCP, and what the `tls` extension tells of a connection."""
 
 import asyncio
+import datetime as dt
+import re
 import ssl
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from asgiri.config import HttpConfig, TlsConfig
 from asgiri.worker.transport.tls import ServerTls, TlsError, alpn_protocols
 
 AUTHORITY = trustme.CA()
+DAY = dt.timedelta(days=1)
 
 
 def issue(folder, *names, stem="server"):
@@ -145,16 +153,40 @@ async def test_alpn_offers_the_versions_that_are_on_best_first(tmp_path, http, p
     assert client.selected_alpn_protocol() == (protocols[0] if protocols else None)
 
 
-def test_what_openssl_does_not_take_is_told_in_one_line(tmp_path):
+def weak_pair(folder):
+    """Read by OpenSSL and refused for its short key."""
+    key = rsa.generate_private_key(65537, 1024)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + DAY)
+    paths = folder / "weak.pem", folder / "weak.key"
+    paths[0].write_bytes(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    paths[1].write_bytes(secret)
+    return str(paths[0]), str(paths[1])
+
+
+def refusal(*pair, **options):
+    with pytest.raises(TlsError) as caught:
+        make(*pair, **options)
+    assert "\n" not in str(caught.value)
+    assert "_ssl.c" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_what_openssl_does_not_take_is_told_in_one_line_with_the_remedy(tmp_path):
     pair = issue(tmp_path, "localhost")
     other = issue(tmp_path, "localhost", stem="other")
-    with pytest.raises(TlsError, match=r"server\.pem: .+") as caught:
-        make(pair[0], other[1])
-    assert "\n" not in str(caught.value)
-    with pytest.raises(TlsError):
-        make(str(tmp_path / "missing.pem"), pair[1])
-    with pytest.raises(TlsError):
-        make(*pair, ciphers="no such cipher")
+    missing = str(tmp_path / "missing.pem")
+    assert re.search(r"server\.pem: .*match.*; check --certfile", refusal(pair[0], other[1]))
+    assert re.search("missing.pem: No such file", refusal(missing, pair[1]))
+    assert re.search(r"weak\.pem: .*key too small; check", refusal(*weak_pair(tmp_path)))
+    told = refusal(*pair, ciphers="NONE")
+    assert told.startswith("--ciphers NONE: No cipher can be selected; list")
+    told = refusal(*pair, cert_reqs="required", ca_certs=missing)
+    assert told.startswith(f"--ca-certs {missing}: No such file or directory; name a file")
+    told = refusal(*pair, cert_reqs="required", ca_certs=pair[1])
+    assert told.startswith(f"--ca-certs {pair[1]}: no certificate or crl found; name a file")
 
 
 def test_ciphers_can_be_chosen(tmp_path):
