@@ -21,6 +21,7 @@ from typing import Final, Literal
 
 from asgiri.errors import StartError
 from asgiri.ipc.messages import ListenerInfo
+from asgiri.master.kept import KeptSockets
 
 logger = logging.getLogger("asgiri.master")
 
@@ -44,6 +45,7 @@ _PMTUDISC_PROBE: Final = 3
 IP_PKTINFO: Final = 8 if _LINUX else 26
 IPV6_RECVPKTINFO: Final = getattr(socket, "IPV6_RECVPKTINFO", 49 if _LINUX else 61)
 
+_NOTHING_KEPT: Final = KeptSockets()
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 (the operator asked for it)
 Address = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
@@ -125,16 +127,23 @@ class Listener:
 # TCP and UDP
 
 
-def bind_port(host: str, port: int, kinds: Sequence[Kind], backlog: int) -> list[Listener]:
+def bind_port(
+    host: str,
+    port: int,
+    kinds: Sequence[Kind],
+    backlog: int,
+    *,
+    kept: KeptSockets = _NOTHING_KEPT,
+) -> list[Listener]:
     """Bind every address of `host` for every kind, all on one port number."""
     addresses = _resolve(host, port)
     for _ in range(PORT_CLASH_RETRIES):
         opened: list[Listener] = []
         try:
             for kind, (family, address) in itertools.product(kinds, addresses):
-                chosen = opened[-1].port if opened else port
+                chosen = (address[0], opened[-1].port if opened else port, *address[2:])
                 try:
-                    opened.append(_bind(kind, family, (address[0], chosen, *address[2:]), backlog))
+                    opened.append(_bind(kind, family, chosen, backlog, kept))
                 except OSError as error:
                     # A machine without IPv6 still resolves localhost to ::1.
                     missing = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
@@ -150,19 +159,16 @@ def bind_port(host: str, port: int, kinds: Sequence[Kind], backlog: int) -> list
 
 
 def _bind(
-    kind: Kind, family: socket.AddressFamily, address: tuple[object, ...], backlog: int
+    kind: Kind,
+    family: socket.AddressFamily,
+    address: tuple[str, int, *tuple[int, ...]],
+    backlog: int,
+    kept: KeptSockets,
 ) -> Listener:
     stream = kind == "tcp"
-    bound = socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM)
+    type_ = socket.SOCK_STREAM if stream else socket.SOCK_DGRAM
+    bound = kept.take(family, type_, *address[:2]) or _new_socket(family, type_, address)
     try:
-        bound.setblocking(False)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if stream:
-            # Not on UDP: there it would let another process of ours share, and steal from, the
-            # port.
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
         if stream:
             _prepare_stream(bound, family)
             bound.listen(backlog)
@@ -171,6 +177,25 @@ def _bind(
         raise
     host, port = bound.getsockname()[:2]
     return Listener(bound, kind, host, port)
+
+
+def _new_socket(
+    family: socket.AddressFamily, type_: socket.SocketKind, address: tuple[object, ...]
+) -> socket.socket:
+    bound = socket.socket(family, type_)
+    try:
+        bound.setblocking(False)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if type_ == socket.SOCK_STREAM:
+            # Not on UDP: there it would let another process of ours share, and steal from, the
+            # port.
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 def _prepare_stream(bound: socket.socket, family: int) -> None:
@@ -259,22 +284,20 @@ def _grow_buffer(bound: socket.socket, forced: int, plain: int) -> bool:
 # Unix sockets
 
 
-def bind_unix(path: str, backlog: int, access: UnixAccess) -> Listener:
+def bind_unix(
+    path: str, backlog: int, access: UnixAccess, *, kept: KeptSockets = _NOTHING_KEPT
+) -> Listener:
     """Bind a Unix socket in place of one whose owner is gone."""
     what = f"cannot bind unix:{path}"
     try:
-        _remove_stale(path)
-        bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        bound = kept.take(socket.AF_UNIX, socket.SOCK_STREAM, path, 0)
+        if bound is not None and not os.path.exists(path):
+            bound.close()  # nobody reaches it without its file
+            bound = None
+        if bound is None:
+            _remove_stale(path)
+            bound = _new_unix_socket(path, access)
         try:
-            bound.setblocking(False)
-            # The mode is there from the first moment; chmod would come after the first connection.
-            umask = os.umask(0o777 & ~access.mode)
-            try:
-                bound.bind(path)
-            finally:
-                os.umask(umask)
-            if access.owner is not None:
-                os.chown(path, *access.owner)
             bound.listen(backlog)
             status = os.stat(path)
         except BaseException:
@@ -283,6 +306,24 @@ def bind_unix(path: str, backlog: int, access: UnixAccess) -> Listener:
     except OSError as error:
         raise _explain_unix(error, what, path) from error
     return Listener(bound, "unix", "", 0, path, inode=(status.st_dev, status.st_ino))
+
+
+def _new_unix_socket(path: str, access: UnixAccess) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        bound.setblocking(False)
+        # The mode is there from the first moment; chmod would come after the first connection.
+        umask = os.umask(0o777 & ~access.mode)
+        try:
+            bound.bind(path)
+        finally:
+            os.umask(umask)
+        if access.owner is not None:
+            os.chown(path, *access.owner)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
 
 
 def _explain_unix(error: OSError, what: str, path: str) -> StartError:

@@ -26,6 +26,8 @@ from asgiri.master.binding import (
     bind_unix,
     tune_udp,
 )
+from asgiri.master.kept import NAME as KEPT_NAME
+from asgiri.master.kept import KeptSockets
 
 logger = logging.getLogger("asgiri.master")
 
@@ -68,6 +70,7 @@ class Listeners:
 
     def __init__(self, *, backlog: int, unix_access: UnixAccess, quic: bool) -> None:
         self._all: list[Listener] = []
+        self._kept = KeptSockets()
         self._backlog = backlog
         self._unix_access = unix_access
         self._quic = quic
@@ -89,8 +92,11 @@ class Listeners:
         return [listener for listener in self._all if listener.kind == "udp"]
 
     def adopt_inherited(self, inherited: Sequence[InheritedSocket]) -> None:
-        """Take what the service manager passed."""
+        """Take what the service manager passed; what it only kept for us, when it is bound."""
+        self._kept = KeptSockets(passed.fd for passed in inherited if passed.name == KEPT_NAME)
         for passed in inherited:
+            if passed.name == KEPT_NAME:
+                continue
             listener = adopt(passed.fd, self._backlog, passed.name)
             if listener.kind == "udp" and not self._quic:
                 logger.warning("fd://%d is a UDP socket, but HTTP/3 is off: not used", passed.fd)
@@ -101,7 +107,8 @@ class Listeners:
     def open_bind(self, bind: BindAddress, *, quic: bool, insecure: bool = False) -> None:
         """Open a listener for connections and, with `quic`, its UDP twin."""
         if bind.kind == "unix":
-            opened = [bind_unix(bind.path, self._backlog, self._unix_access)]
+            access = self._unix_access
+            opened = [bind_unix(bind.path, self._backlog, access, kept=self._kept)]
         elif bind.kind == "fd":
             opened = [adopt(bind.fd, self._backlog, "")]
             if opened[0].kind == "udp":
@@ -109,7 +116,7 @@ class Listeners:
                 raise StartError(f"fd://{bind.fd} is a UDP socket: give it to --quic-bind")
         else:
             kinds: tuple[Kind, ...] = ("tcp", "udp") if quic else ("tcp",)
-            opened = bind_port(bind.host, bind.port, kinds, self._backlog)
+            opened = self._bind_port(bind.host, bind.port, kinds)
         for listener in opened:
             listener.insecure = insecure
             self._add(listener)
@@ -122,7 +129,7 @@ class Listeners:
                 opened[0].close()
                 raise StartError(f"fd://{bind.fd} is no UDP socket: give it to --bind")
         else:
-            opened = bind_port(bind.host, bind.port, ("udp",), self._backlog)
+            opened = self._bind_port(bind.host, bind.port, ("udp",))
         for listener in opened:
             self._add(listener)
 
@@ -130,8 +137,11 @@ class Listeners:
         """Open the UDP twin of each TCP port that was inherited without one."""
         for listener in self.streams:
             if listener.kind == "tcp" and not listener.insecure:
-                for twin in bind_port(listener.host, listener.port, ("udp",), self._backlog):
+                for twin in self._bind_port(listener.host, listener.port, ("udp",)):
                     self._add(twin)
+
+    def _bind_port(self, host: str, port: int, kinds: Sequence[Kind]) -> list[Listener]:
+        return bind_port(host, port, kinds, self._backlog, kept=self._kept)
 
     def tune_quic(self) -> None:
         """Set the options of all UDP sockets; warn once when their buffers stay small."""
@@ -210,8 +220,15 @@ class Listeners:
         listener.index = len(self._all)
         self._all.append(listener)
 
+    def close_unwanted(self) -> None:
+        """Close what was kept for us and that nothing is bound to any more."""
+        if len(self._kept):
+            logger.info("sockets of an earlier configuration, closed: %d", len(self._kept))
+        self._kept.close()
+
     def close(self) -> None:
         """Close every one of them; may be repeated."""
+        self._kept.close()
         for listener in self._all:
             listener.close()
 
@@ -245,6 +262,7 @@ def open_listeners(
         if quic and not listeners.datagrams:
             raise StartError("HTTP/3 has no UDP port: add --quic-bind HOST:PORT")
         listeners.tune_quic()
+        listeners.close_unwanted()
     except BaseException:
         listeners.close()
         raise

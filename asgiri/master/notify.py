@@ -9,21 +9,25 @@ manager that does not listen misses the news.
     STATUS=...         one line for `systemctl status`
     WATCHDOG=1         the master's loop turns (WatchdogSec=)
     EXTEND_TIMEOUT_USEC  how long the start, the reload or the drain may take by our own limits
+    FDSTORE=1          duplicates of our listening sockets, to be kept if we crash: see `kept`
 """
 
 from __future__ import annotations
 
+import array
 import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 logger = logging.getLogger("asgiri.master")
 
-VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+VARIABLES: Final = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
 """Meant for this process alone: what a worker sent would be taken for our word, or refused."""
+MAX_FDS: Final = 253
+"""Descriptors in one message: SCM_MAX_FD of Linux."""
 EXTENSION_MARGIN: Final = 10.0
 """Seconds more than a step may take: our own limit is to end it, not the manager's."""
 
@@ -40,12 +44,16 @@ class ServiceManager:
         """Messages that could not be sent."""
         self.watchdog_interval = 0.0
         """Seconds between two `alive`; 0 when nobody asks for them."""
+        self._room = 0
+        """How many descriptors it keeps for us (FileDescriptorStoreMax=)."""
         if self._address[:1] in ("/", "\0"):
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.setblocking(False)
             if environ.get("WATCHDOG_PID", str(pid)) == str(pid):
                 # Half of the limit, as sd_watchdog_enabled(3) recommends.
                 self.watchdog_interval = _seconds(environ.get("WATCHDOG_USEC", "")) / 2
+            room = environ.get("FDSTORE", "")
+            self._room = int(room) if room.isdecimal() else 0
 
     def starting(self, patience: float) -> None:
         """Workers boot, for so many seconds at most."""
@@ -77,18 +85,35 @@ class ServiceManager:
         """The loop turns."""
         self._send(WATCHDOG="1")
 
+    def keep(self, name: str, fds: Sequence[int]) -> None:
+        """Have duplicates of these kept, instead of all that it has under this name."""
+        if not self._room:
+            return
+        if len(fds) > self._room:
+            logger.warning(
+                "%d of %d sockets outlive a crash: set FileDescriptorStoreMax=%d in the unit",
+                *(self._room, len(fds), len(fds)),
+            )
+        kept = fds[: self._room]
+        self._send(FDSTOREREMOVE="1", FDNAME=name)
+        # FDPOLL=0: an error that is read from a socket is no reason to forget it.
+        for start in range(0, len(kept), MAX_FDS):
+            batch = array.array("i", kept[start : start + MAX_FDS])
+            self._send(batch, FDSTORE="1", FDNAME=name, FDPOLL="0")
+
     def close(self) -> None:
         """Say no more."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
-    def _send(self, **fields: str) -> None:
+    def _send(self, fds: array.array[int] | None = None, **fields: str) -> None:
         if self._socket is None:
             return
         lines = (f"{name}={value.replace(os.linesep, ' ')}" for name, value in fields.items())
         try:
-            self._socket.sendto("\n".join(lines).encode(), self._address)
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, fds)] if fds else []
+            self._socket.sendmsg(["\n".join(lines).encode()], rights, 0, self._address)
         except OSError as error:
             self.failures += 1
             if self.failures == 1:

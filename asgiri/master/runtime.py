@@ -34,6 +34,7 @@ from asgiri.master.binding import UnixAccess
 from asgiri.master.dispatcher import BalancePolicy, Dispatcher
 from asgiri.master.fleet import Fleet
 from asgiri.master.identity import Account, PidFile, has_terminal, raise_file_limit, set_title
+from asgiri.master.kept import NAME as KEPT_NAME
 from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
 from asgiri.master.loop import EventLoop
 from asgiri.master.notify import ServiceManager
@@ -89,12 +90,14 @@ def run(
     with contextlib.ExitStack() as cleanup:
         if state_fd < 0:
             return Master(config, reread, words, cleanup).run()
+        state = None
         try:
             state = read_state(state_fd)
             master = Master(config, reread, words, cleanup, state)
             master.resume(state)
         except (TakeoverError, StartError, OSError, ValueError, LookupError, TypeError) as error:
-            start_cold([*interpreter(), "-m", "asgiri", *(words or ())], error)
+            command = [*interpreter(), "-m", "asgiri", *(words or ())]
+            start_cold(command, error, [] if state is None else state.listeners)
         return master.run()
 
 
@@ -328,6 +331,8 @@ class Master:
         gc.collect()
         gc.freeze()
         gc.set_threshold(GC_THRESHOLD)
+        ours = [listener.fileno() for listener in self._listeners if not listener.inherited]
+        self._service.keep(KEPT_NAME, ours)
         self._service.ready(self._status())
 
     def _status(self) -> str:

@@ -20,6 +20,7 @@ after all ends the workers and starts from nothing (`start_cold`); their clients
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import signal
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Final, NoReturn, Self
 
@@ -35,6 +36,8 @@ import orjson
 import psutil
 
 from asgiri.errors import StartError, TakeoverError
+from asgiri.master.kept import NAME as KEPT_NAME
+from asgiri.master.listeners import FIRST_INHERITED_FD
 from asgiri.master.loop import EventLoop, Timer
 from asgiri.master.processes import child_environment, interpreter
 
@@ -52,7 +55,7 @@ PREFLIGHT_OUTPUT: Final = 4096
 RETRY_INTERVAL: Final = 0.2
 """Seconds between two looks whether a reload that is under way has ended."""
 COLD_PATIENCE: Final = 8.0
-"""Seconds for the workers of an unreadable state: SIGTERM gives them 6."""
+"""Seconds for the workers of an unreadable state: SIGTERM gives them 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +110,13 @@ def read_state(fd: int) -> MasterState:
         raise TakeoverError(f"the state cannot be read: {error}") from None
 
 
-def start_cold(command: Sequence[str], reason: object) -> NoReturn:
-    """End the workers of an earlier program and begin anew, in this process. Returns never."""
+def start_cold(
+    command: Sequence[str], reason: object, listeners: Sequence[Mapping[str, Any]] = ()
+) -> NoReturn:
+    """End the workers of an earlier program and begin anew, in this process. Returns never.
+
+    `listeners`, of its state, are passed on as a service manager does: who waits there is served.
+    """
     logger.error("cannot take over, all connections end: %s", reason)
     children = psutil.Process().children()
     for child in children:
@@ -120,8 +128,28 @@ def start_cold(command: Sequence[str], reason: object) -> NoReturn:
         with contextlib.suppress(psutil.Error):
             child.kill()
     psutil.wait_procs(left, 1.0)
-    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    os.execve(command[0], list(command), child_environment())  # noqa: S606 (no shell is wanted)
+    environment = {**child_environment(), **_pass_on(listeners)}
+    os.execve(command[0], list(command), environment)  # noqa: S606 (no shell is wanted)
+
+
+def _pass_on(listeners: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Leave these sockets open, from FIRST_INHERITED_FD on, and nothing else above them."""
+    end = FIRST_INHERITED_FD + len(listeners)
+    copies, names = [], []
+    for listener in listeners:
+        with contextlib.suppress(OSError, LookupError, TypeError):  # the state may be the trouble
+            name = listener["name"] if listener["inherited"] else KEPT_NAME
+            # Out of the way first: one may have a number that another one is about to get.
+            copies.append(fcntl.fcntl(listener["fd"], fcntl.F_DUPFD, end))
+            names.append(name)
+    for number, copy in enumerate(copies, FIRST_INHERITED_FD):
+        os.dup2(copy, number)
+    os.closerange(FIRST_INHERITED_FD + len(copies), os.sysconf("SC_OPEN_MAX"))
+    return {
+        "LISTEN_PID": str(os.getpid()),
+        "LISTEN_FDS": str(len(copies)),
+        "LISTEN_FDNAMES": ":".join(names),
+    }
 
 
 # The program that goes

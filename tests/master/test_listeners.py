@@ -11,6 +11,7 @@ import pytest
 from asgiri.config import ListenConfig
 from asgiri.errors import StartError
 from asgiri.master.binding import UnixAccess
+from asgiri.master.kept import NAME as KEPT_NAME
 from asgiri.master.listeners import (
     MAX_LISTENERS,
     InheritedSocket,
@@ -153,6 +154,32 @@ def test_inherited_udp_without_http3_is_closed_with_a_warning(opening, caplog):
     assert f"fd://{udp.fd} is a UDP socket, but HTTP/3 is off" in caplog.text
     with pytest.raises(OSError):
         os.fstat(udp.fd)
+
+
+def test_what_was_kept_is_bound_and_what_nobody_wants_is_closed(opening, caplog):
+    caplog.set_level(logging.INFO, logger="asgiri.master")
+    wanted, other = passed(socket.SOCK_STREAM, KEPT_NAME), passed(socket.SOCK_DGRAM, KEPT_NAME)
+    inode = os.fstat(wanted.fd).st_ino
+    with socket.socket(fileno=os.dup(wanted.fd)) as bound:
+        port = bound.getsockname()[1]
+    [listener] = opening(f"127.0.0.1:{port}", inherited=[wanted, other])
+    assert os.fstat(listener.fileno()).st_ino == inode
+    assert not listener.inherited
+    assert "sockets of an earlier configuration, closed: 1" in caplog.text
+    with pytest.raises(OSError):
+        os.fstat(other.fd)
+
+
+def test_the_kept_twin_of_an_inherited_port_is_taken(opening):
+    web = passed(socket.SOCK_STREAM, "web")
+    with (
+        socket.socket(fileno=os.dup(web.fd)) as bound,
+        socket.socket(type=socket.SOCK_DGRAM) as udp,
+    ):
+        udp.bind(bound.getsockname())
+        twin = InheritedSocket(os.dup(udp.fileno()), KEPT_NAME)
+        tcp, kept = opening(quic=True, inherited=[web, twin])
+        assert (tcp.name, kept.kind, kept.port) == ("web", "udp", tcp.port)
 
 
 def test_listen_fds_are_taken_with_their_names_and_leave_the_environment():

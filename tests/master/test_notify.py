@@ -49,6 +49,44 @@ def test_each_step_is_told(manager):
     ours.alive()  # no more
 
 
+def test_sockets_are_kept_as_far_as_there_is_room(manager, caplog):
+    ours = service(manager, FDSTORE="2")
+    reading, writing = os.pipe()
+    ours.keep("name", [reading, writing])
+    assert told(manager) == {"FDSTOREREMOVE": "1", "FDNAME": "name"}
+    message, fds, _, _ = socket.recv_fds(manager, 4096, 253)
+    assert message == b"FDSTORE=1\nFDNAME=name\nFDPOLL=0"
+    assert [os.fstat(fd).st_ino for fd in fds] == [os.fstat(reading).st_ino] * 2
+    assert not caplog.records
+    ours.keep("name", [reading, writing, reading])
+    assert "2 of 3 sockets outlive a crash: set FileDescriptorStoreMax=3" in caplog.text
+    for fd in (reading, writing, *fds):
+        os.close(fd)
+    ours.close()
+
+
+def test_no_more_descriptors_are_sent_at_once_than_the_kernel_takes(manager):
+    ours = service(manager, FDSTORE="1000")
+    ours.keep("name", [0] * 256)
+    told(manager)
+    for count in (253, 3):
+        _, fds, _, _ = socket.recv_fds(manager, 4096, 253)
+        assert len(fds) == count
+        for fd in fds:
+            os.close(fd)
+    assert ours.failures == 0
+    ours.close()
+
+
+@pytest.mark.parametrize("room", ["", "0", "many"])
+def test_nothing_is_kept_unless_asked_for(manager, room):
+    ours = service(manager, FDSTORE=room)
+    ours.keep("name", [0])
+    ours.alive()
+    assert told(manager) == {"WATCHDOG": "1"}
+    ours.close()
+
+
 def test_a_status_is_one_line(manager):
     ours = service(manager)
     ours.ready("first\nREADY=0")

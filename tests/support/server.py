@@ -200,7 +200,9 @@ def arguments(options: Mapping[str, Any]) -> Iterator[str]:
 class Server:
     """A running server, master and workers. Its `async` methods are for coroutines."""
 
-    def __init__(self, command: Sequence[str], options: ServerOptions) -> None:
+    def __init__(
+        self, command: Sequence[str], options: ServerOptions, pass_fds: Sequence[int] = ()
+    ) -> None:
         self.options = options
         self.log = ServerLog()
         self.allowed_in_log: list[str] = []
@@ -215,6 +217,7 @@ class Server:
                 stderr=writing,
                 cwd=options.directory,
                 env=options.full_environment(),
+                pass_fds=pass_fds,
                 start_new_session=True,  # so that whoever is left behind can be told by its session
                 preexec_fn=die_with_parent,
             )
@@ -223,9 +226,11 @@ class Server:
         self._log_thread = self.log.follow(reading)
 
     @classmethod
-    def start(cls, options: ServerOptions) -> Server:
-        """Return once all workers reported ready."""
-        server = cls(options.command(), options)
+    def start(
+        cls, options: ServerOptions, *, prefix: Sequence[str] = (), pass_fds: Sequence[int] = ()
+    ) -> Server:
+        """Return once all workers reported ready. `prefix` is a command that runs it."""
+        server = cls([*prefix, *options.command()], options, pass_fds)
         try:
             server._wait_workers(options.workers)
         except BaseException:

@@ -8,34 +8,19 @@ import shutil
 import signal
 import socket
 import subprocess
+from dataclasses import replace
 
 import pytest
 
+from tests.support.client import ExchangeFailed, request
 from tests.support.fetch import fetch
+from tests.support.http1_client import Http1Connection
+from tests.support.http3_client import Http3Connection
 from tests.support.server import PATIENCE, PROJECT, Server, ServerOptions, serve
+from tests.support.stream import ByteStream
+from tests.support.systemd import Manager
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
-
-
-class Manager:
-    """The end of NOTIFY_SOCKET that systemd holds."""
-
-    def __init__(self, path) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(str(path))
-        self._socket.settimeout(PATIENCE)
-        self.environment = {"NOTIFY_SOCKET": str(path)}
-
-    async def wait_for(self, name: str) -> dict[str, str]:
-        """Return the next message that tells this."""
-        while True:
-            received = await asyncio.to_thread(self._socket.recv, 4096)
-            message = dict(line.split("=", 1) for line in received.decode().split("\n"))
-            if name in message:
-                return message
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture
@@ -75,6 +60,77 @@ async def test_the_manager_is_told_of_each_step(manager, tmp_path):
         stopping = await manager.wait_for("STOPPING")
         assert int(stopping["EXTEND_TIMEOUT_USEC"]) >= 30_000_000
         assert await server.wait_exit() == 0
+
+
+async def test_sockets_that_the_manager_keeps_outlive_a_crash(manager, tmp_path):
+    """Who comes while no master lives waits, and is served by the next one on the same sockets."""
+    unix = tmp_path / "socket"
+    options = ServerOptions(
+        workers=2,
+        tls=True,
+        options={"http3": True, "insecure_bind": f"unix:{unix}"},
+        environment=manager.environment,
+    )
+    first = await asyncio.to_thread(Server.start, options)
+    try:
+        await manager.wait_for("READY")
+        assert len(manager.kept) == 3
+        addresses = first.addresses(), first.addresses("udp")
+        quic = await Http3Connection.connect("127.0.0.1", first.port)
+        assert (await request(quic, "GET", "/hello")).status == 200
+        first.kill_master()
+        await first.wait_exit()
+        tls = first.client_context("http/1.1")
+        waiting = asyncio.create_task(Http1Connection.connect("127.0.0.1", first.port, tls=tls))
+        datagram = asyncio.create_task(request(quic, "GET", "/hello"))
+    finally:
+        first._destroy()  # as KillMode=mixed
+    second = await asyncio.to_thread(
+        lambda: Server.start(options, prefix=manager.activation(), pass_fds=manager.kept_fds)
+    )
+    try:
+        assert (second.addresses(), second.addresses("udp")) == addresses
+        connection = await waiting
+        assert (await request(connection, "GET", "/hello")).status == 200
+        await connection.close()
+        with pytest.raises((ConnectionError, ExchangeFailed)):
+            await datagram
+        assert quic.stateless_reset
+        await quic.close()
+        async with await ByteStream.connect_unix(unix) as stream:
+            assert (await request(Http1Connection(stream), "GET", "/hello")).status == 200
+        await manager.wait_for("READY")
+        assert len(manager.kept) == 3  # those of the second
+    finally:
+        await asyncio.to_thread(second.stop)
+    assert not unix.exists()
+
+
+async def test_kept_sockets_that_nobody_wants_any_more_are_closed(manager):
+    start = ServerOptions(
+        workers=1,
+        tls=True,
+        options={"bind": ("127.0.0.1:0", "127.0.0.2:0"), "http3": True},
+        environment=manager.environment,
+    )
+    first = await asyncio.to_thread(Server.start, start)
+    port = first.port
+    await manager.wait_for("READY")
+    assert len(manager.kept) == 4
+    await asyncio.to_thread(first.stop)
+    start = replace(start, tls=False, options={"bind": f"127.0.0.1:{port}"})
+    second = await asyncio.to_thread(
+        lambda: Server.start(start, prefix=manager.activation(), pass_fds=manager.kept_fds)
+    )
+    try:
+        assert "sockets of an earlier configuration, closed: 3" in second.log.text
+        assert second.addresses() == [("127.0.0.1", port)]
+        assert second.addresses("udp") == []
+        await manager.wait_for("READY")
+        assert len(manager.kept) == 1
+        assert (await fetch(second)).status == 200
+    finally:
+        await asyncio.to_thread(second.stop)
 
 
 @pytest.mark.skipif(

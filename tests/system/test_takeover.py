@@ -181,6 +181,27 @@ class TestProgram:
             server.allowed_in_log.append("this version is broken")
             assert_nothing_failed(clients)
 
+    async def test_a_program_that_cannot_take_over_after_all_serves_who_waits(self, tmp_path):
+        """All connections end, but nobody is refused: the sockets are passed on."""
+        package = tmp_path / "asgiri"
+        shutil.copytree(Path(asgiri.__file__).parent, package)
+        environment = {"PYTHONPATH": f"{tmp_path}:{PROJECT}"}
+        async with serve(
+            workers=2, directory=tmp_path, environment=environment, tls=True, http3=True
+        ) as server:
+            addresses = server.addresses(), server.addresses("udp")
+            fleet = package / "master" / "fleet.py"
+            whole = fleet.read_text()
+            fleet.write_text(
+                whole.replace("self._started = True\n", "raise LookupError('not these')\n", 1)
+            )
+            server.send_signal(signal.SIGUSR2)
+            await server.wait_line("cannot take over, all connections end: not these")
+            assert (await fetch(server)).status == 200
+            await server.wait_line("listening on", server.log.text.index("not these"))
+            assert (server.addresses(), server.addresses("udp")) == addresses
+            assert len(psutil.Process(server.pid).children()) == 2
+
     async def test_an_unreadable_state_means_a_cold_start(self):
         # Standard input, which is empty.
         async with serve(workers=1, environment={STATE_VARIABLE: "0"}) as server:
