@@ -123,6 +123,9 @@ class RecordWriter(Protocol):
     def fill(self) -> float:
         """Share of the capacity in use, 0 to 1. May lag behind the reader, not behind `put`."""
 
+    def count_waiting(self) -> int:
+        """Return the bytes in use, as the reader has it now."""
+
     @property
     def backlog(self) -> int:
         """Bytes published that the kernel has not taken: `publish` again when writable."""

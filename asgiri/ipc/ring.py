@@ -87,6 +87,11 @@ class RingWriter:
             self._reclaim()
         return 1.0 - self._free / self._size
 
+    def count_waiting(self) -> int:
+        """Return the bytes in use; asks each time, for those who look seldom."""
+        self._reclaim()
+        return self._size - self._free
+
     def fileno(self) -> int:
         """Return the descriptor that `publish` writes to."""
         return self._published.fileno()

@@ -64,6 +64,11 @@ class StreamWriter:
             self._reclaim()
         return 1.0 - self._free / self._size
 
+    def count_waiting(self) -> int:
+        """Return the bytes in use; asks each time, for those who look seldom."""
+        self._reclaim()
+        return self._size - self._free
+
     @property
     def backlog(self) -> int:
         """Bytes published that the kernel has not taken: `publish` again when writable."""

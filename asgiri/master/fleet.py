@@ -73,6 +73,10 @@ class Fleet:
         mode = _balance_mode(config)
         self.bystanders: dict[int, Callable[[], None]] = {}
         """Children that are no workers, and who reaps them."""
+        self.ready: frozenset[int] = frozenset()
+        """Those that new connections go to."""
+        self.on_reaped: Callable[[WorkerHandle], None] = lambda _: None
+        """Told of a worker that is about to be taken apart."""
         self._balance = BalanceSwitch(mode)
         # Who wants connections to stay where they are does not want them closed either.
         self._shedding = None if mode is BalanceMode.CONNECTION else Shedding()
@@ -190,6 +194,7 @@ class Fleet:
             self._loop.watch_writable(worker.control.fileno(), _Call(self._on_writable, worker))
 
     def _switch(self, ready: Sequence[int]) -> None:
+        self.ready = frozenset(ready)
         self._dispatcher.set_ready(ready)
         if self._steering is not None:
             self._steering.set_ready(ready)
@@ -311,6 +316,7 @@ class Fleet:
         finally:
             # Kept until here for the name in what is reported.
             del self.workers[worker.worker_id]
+            self.on_reaped(worker)
             worker.close()
 
     def _take_all_handed_back(self, worker: WorkerHandle) -> None:

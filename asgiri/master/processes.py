@@ -238,6 +238,7 @@ class WorkerHandle:
         self.record_channel = records.kind
         self.rubbish = 0
         """Messages from the worker that made no sense."""
+        self.spawned_ns = time.monotonic_ns()
         self._record_fds = records.our_fds()
         self._record_size = records.size
         self._unsent: deque[Message] = deque()
@@ -255,6 +256,7 @@ class WorkerHandle:
             (ours, theirs),
             _Records.adopt(state["records"]),
         )
+        worker.spawned_ns = int(state.get("spawned_ns", worker.spawned_ns))
         unsent = (decode_untrusted(bytes.fromhex(frame)) for frame in state["unsent"])
         worker._unsent.extend(message for message in unsent if message is not None)
         for fd in worker.inherited_fds():
@@ -275,6 +277,7 @@ class WorkerHandle:
             "slot": self.slot,
             "generation": self.generation,
             "pid": self.pid,
+            "spawned_ns": self.spawned_ns,
             "control": self.control.fileno(),
             "connections": [self.connections.fileno(), self._undelivered.fileno()],
             "records": records,
@@ -305,6 +308,10 @@ class WorkerHandle:
     def ring_fill(self) -> float:
         """Share of the record channel that waits to be read, 0 to 1."""
         return 0.0 if self.records is None else self.records.fill
+
+    def record_bytes(self) -> tuple[int, int]:
+        """Return how many bytes wait in the record channel, and how many may; 0 without HTTP/3."""
+        return (0, 0) if self.records is None else (self.records.count_waiting(), self._record_size)
 
     # Messages
 

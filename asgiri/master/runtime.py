@@ -12,6 +12,7 @@ import contextlib
 import gc
 import logging
 import os
+import platform
 import random
 import signal
 import time
@@ -41,6 +42,7 @@ from asgiri.master.notify import ServiceManager
 from asgiri.master.processes import WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
+from asgiri.master.reporting import Reporting
 from asgiri.master.signals import SignalSource
 from asgiri.master.slots import DRAIN_GRACE
 from asgiri.master.steering import Steering
@@ -149,6 +151,15 @@ class Master:
         )
         cleanup.callback(self._fleet.acceptor.close)
         cleanup.callback(self._fleet.abandon)
+        self._reporting = Reporting(
+            self._loop,
+            self._supervisor,
+            self._dispatcher,
+            self._steering,
+            self._receivers,
+            self._fleet,
+        )
+        cleanup.callback(self._reporting.close)
         self._takeover = Takeover(
             self._loop,
             words,
@@ -262,6 +273,7 @@ class Master:
             begun = [(bytes.fromhex(text), worker_id) for text, worker_id in state.begun]
             self._steering.restore_begun(begun, now)
         self._fleet.acceptor.resume(state.acceptor)
+        self._reporting.resume(state.reporting)
         self._fleet.decide(self._supervisor.resume(state.supervisor, now))
         logger.info("upgraded: asgiri %s goes on with the workers", __version__)
         self._on_started()
@@ -279,6 +291,7 @@ class Master:
             supervisor=self._supervisor.to_state(),
             acceptor=acceptor.to_state(),
             begun=[(connection_id.hex(), worker_id) for connection_id, worker_id in begun],
+            reporting=self._reporting.to_state(),
         )
         fds = [listener.fileno() for listener in self._listeners]
         for worker in workers:
@@ -293,6 +306,7 @@ class Master:
             case actions.Started():
                 self._on_started()
             case actions.ReloadEnded(generation=generation, failure=failure):
+                self._reporting.facts["reload_failure"] = failure
                 if failure:
                     logger.error("reload failed, the old workers stay: %s", failure)
                     self._service.ready(f"reload failed, the old workers stay: {failure}")
@@ -314,12 +328,16 @@ class Master:
         http = self._config.http
         versions = [name for name, on in (("http/1.1", http.http1), ("h2", http.http2)) if on]
         count = self._config.workers.count
-        logger.info(
-            "listening on %s, %d %s",
-            self._listeners.describe(tls=self._tls, versions=versions),
-            count,
-            "worker" if count == 1 else "workers",
-        )
+        where = self._listeners.describe(tls=self._tls, versions=versions)
+        logger.info("listening on %s, %d %s", where, count, "worker" if count == 1 else "workers")
+        self._reporting.facts |= {
+            "asgiri": __version__,
+            "python": platform.python_version(),
+            "app": self._config.app.target,
+            "name": self._config.process.name,
+            "addresses": where,
+            "reload_failure": "",
+        }
         self._fleet.acceptor.start(self._listeners.streams)
         for receiver in self._receivers:
             receiver.start()
@@ -383,6 +401,7 @@ class Master:
             config = self._reread()
         except (ConfigError, StartError) as error:
             logger.error("reload refused, everything stays as it is: %s", error)
+            self._reporting.facts["reload_failure"] = f"refused: {error}"
             self._service.ready(f"reload refused: {error}")
             return
         if config.listen != self._config.listen or config.http.http3 != self._config.http.http3:

@@ -236,6 +236,11 @@ class Incarnation:
         return self._state is SlotState.READY
 
     @property
+    def was_ready(self) -> bool:
+        """True once it has been ready, whatever became of it."""
+        return self.ready_at > -math.inf
+
+    @property
     def is_running(self) -> bool:
         """True while its event loop has to turn."""
         return self._state in (SlotState.READY, SlotState.DRAINING)
@@ -257,7 +262,7 @@ class Incarnation:
 
     def has_served(self, seconds: float, now: float) -> bool:
         """Tell whether it was ready so long."""
-        return now - self.ready_at >= seconds and self.ready_at > -math.inf
+        return self.was_ready and now - self.ready_at >= seconds
 
     def find_recycle_reason(self, requests: int, rss: int, now: float) -> str:
         """Say why it should be replaced; "" when it should not."""

@@ -35,6 +35,7 @@ what the first let finish.
 import enum
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, NamedTuple
 
 from asgiri.errors import LocalProtocolError
@@ -73,6 +74,7 @@ __all__ = [
     "StopListening",
     "Stopped",
     "Supervisor",
+    "SupervisorStatistics",
     "Switch",
     "Vitals",
     "WorkerPolicy",
@@ -97,6 +99,23 @@ class Vitals(NamedTuple):
     """Seconds on the clock of `now`; 0 before the first beat."""
     requests: int
     rss: int
+
+
+@dataclass(slots=True, kw_only=True)
+class SupervisorStatistics:
+    """Counters since the start of the server."""
+
+    spawned: int = 0
+    crashed: int = 0
+    """Workers that ended by themselves after they had been ready."""
+    failed: int = 0
+    """Workers that did not become ready."""
+    hung: int = 0
+    """Workers that were ended because their event loop stood still."""
+    recycled: int = 0
+    """Workers that were replaced because of their age, requests or memory."""
+    reloads: int = 0
+    reloads_failed: int = 0
 
 
 class ReloadPhase(enum.Enum):
@@ -140,6 +159,7 @@ class Supervisor:
         self._exit_code = 0
         self._quitting = False
         self._left_behind: set[int] = set()
+        self.statistics: Final = SupervisorStatistics()
         self._now = -math.inf
         self._observed_at = math.inf
         self._awake_since = -math.inf
@@ -186,6 +206,7 @@ class Supervisor:
             "last_generation": self._last_generation,
             "target": self._target,
             "roster": self._roster.to_state(),
+            "statistics": asdict(self.statistics),
         }
 
     def resume(self, state: Mapping[str, Any], now: float) -> list[Action]:
@@ -194,6 +215,9 @@ class Supervisor:
         self._generation = int(state["generation"])
         self._last_generation = int(state["last_generation"])
         self._target = self._next_target = int(state["target"])
+        for counter in fields(self.statistics):
+            count = state.get("statistics", {}).get(counter.name, 0)
+            setattr(self.statistics, counter.name, int(count))
         self._reload = ReloadPhase.DRAIN
         self._roster.serving_generation = self._generation
         self._roster.restore(state["roster"], self._policy, now)
@@ -218,6 +242,7 @@ class Supervisor:
         worker.reported(SlotInput.REPORTED_READY, now)
         if worker.role is Role.REPLACEMENT:
             replaced = [other for other in self._roster.holders(worker.slot) if other is not worker]
+            self.statistics.recycled += sum(bool(other.recycle_reason) for other in replaced)
             worker.role = Role.SERVING
             self._roster.release(replaced, now)
         return self._settle(now)
@@ -472,6 +497,7 @@ class Supervisor:
         generation = self._last_generation if new else self._generation
         policy = self._next_policy if new else self._policy
         self._roster.spawn(slot, generation, role, policy=policy, now=now)
+        self.statistics.spawned += 1
 
     def _switch(self, now: float, *, everybody: bool) -> None:
         """Let the new generation serve, and the old one drain: all of it, or the canary's slot."""
@@ -489,6 +515,10 @@ class Supervisor:
         self._roster.release(leaving, now)
 
     def _end_reload(self, failure: str) -> None:
+        if failure:
+            self.statistics.reloads_failed += 1
+        else:
+            self.statistics.reloads += 1
         self._roster.act(ReloadEnded(self._last_generation, failure))
         self._reload = ReloadPhase.DRAIN
 
@@ -503,7 +533,7 @@ class Supervisor:
     def _abort(self, worker: Worker, text: str, now: float) -> None:
         """End a worker that does not answer, and have it say where it stands."""
         kill = worker.abort(now)
-        self._lose(worker, text, now)
+        self._lose(worker, text, now, aborted=True)
         self._roster.publish()
         for action in kill:
             self._roster.act(action)
@@ -520,9 +550,16 @@ class Supervisor:
             self._roster.act(action)
 
     def _lose(
-        self, worker: Worker, what: str, now: float, *, exit_code: int = _APPLICATION_FAILED
+        self,
+        worker: Worker,
+        what: str,
+        now: float,
+        *,
+        exit_code: int = _APPLICATION_FAILED,
+        aborted: bool = False,
     ) -> None:
         """Give up a worker that ends, or has to be ended, without having been told to go."""
+        self._count_loss(worker, aborted=aborted)
         role, worker.role = worker.role, Role.LEAVING
         if role is Role.LEAVING:
             self._roster.report(Level.WARNING, what, worker)
@@ -539,6 +576,15 @@ class Supervisor:
             delay = self._roster.back_off(worker.slot).failed(worker, now)
             text = f"{what}; the next one starts in {delay:g} s"
             self._roster.report(Level.ERROR, text, worker)
+
+    def _count_loss(self, worker: Worker, *, aborted: bool) -> None:
+        expected = worker.role is Role.LEAVING
+        if worker.was_ready and aborted:
+            self.statistics.hung += 1
+        elif worker.was_ready and not expected:
+            self.statistics.crashed += 1
+        elif not worker.was_ready and not expected:
+            self.statistics.failed += 1
 
 
 def _exit_text(status: int) -> str:

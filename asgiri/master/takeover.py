@@ -29,7 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import IO, Any, Final, NoReturn, Self
 
 import orjson
@@ -70,6 +70,8 @@ class MasterState:
     acceptor: dict[str, Any]
     begun: list[tuple[str, int]]
     """QUIC connections that are known by a client-chosen ID only, in hex, and their workers."""
+    reporting: dict[str, Any] = field(default_factory=dict)
+    """What was counted, as far as the parts above do not carry it."""
 
     def encode(self) -> bytes:
         """Write it down."""

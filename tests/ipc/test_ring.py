@@ -197,6 +197,7 @@ def test_the_fill_follows_the_reader():
     assert ring.writer.fill == 0.5
     ring.take_all()
     assert ring.writer.fill == 0.5  # asked once per publication: a flood of Initials asks often
+    assert ring.writer.count_waiting() == 0
     ring.put(b"")
     ring.writer.publish()
     assert ring.writer.fill == 0.25

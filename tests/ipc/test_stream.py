@@ -148,6 +148,7 @@ def test_the_fill_follows_the_reader(stream):
     assert stream.writer.fill == 0.5
     stream.take_all()
     assert stream.writer.fill == 0.5  # asked once per publication
+    assert stream.writer.count_waiting() == 0
     stream.put_bytes(SIZE // 4)
     stream.writer.publish()
     assert stream.writer.fill == 0.25

@@ -1,7 +1,7 @@
 """The supervisor against processes that do what they like: scenario by scenario, then at random."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import pytest
 from hypothesis import settings
@@ -903,6 +903,54 @@ def test_reload_during_recycling_ends_the_replacement():
     assert host.ready == (102,)
 
 
+# Counters
+
+
+def counted(host):
+    return {name: count for name, count in asdict(host.supervisor.statistics).items() if count}
+
+
+def test_each_end_of_a_worker_is_counted_by_its_reason():
+    host = Host(count=2, timeout=30, boot_timeout=5, graceful_timeout=1000).begin()
+    assert counted(host) == {"spawned": 2}
+    host.exit(100, 1)
+    host.wait(0.1)
+    host.exit(102, 1)  # before it was ready
+    host.wait(0.2)
+    host.fail(103)
+    host.exit(103)
+    host.wait(0.4)
+    host.wait(5)  # 104 is not ready in time
+    host.exit(104, -6)
+    host.wait(1)
+    host.boot()
+    assert counted(host) == {"spawned": 6, "crashed": 1, "failed": 3}
+    host.wait(31)
+    host.observe(silent=[101])
+    host.exit(101, -6)
+    host.wait(0.1)
+    host.boot()
+    host.do(host.supervisor.recycle(105, "asked for", host.now))
+    host.fail(host.spawned[-1])
+    host.exit(host.spawned[-1])
+    host.wait(2)
+    host.boot()
+    assert counted(host) == {"spawned": 9, "crashed": 1, "failed": 4, "hung": 1, "recycled": 1}
+
+
+def test_workers_that_are_told_to_go_are_no_failures():
+    host = Host(count=1).begin()
+    host.reload()
+    host.boot()
+    host.obey()
+    host.reload()
+    host.fail(host.spawned[-1])
+    host.settle()
+    host.do(host.supervisor.stop(host.now))
+    host.obey()
+    assert counted(host) == {"spawned": 3, "failed": 1, "reloads": 1, "reloads_failed": 1}
+
+
 # Hung workers
 
 
@@ -1338,6 +1386,7 @@ def test_another_program_goes_on_with_the_workers_as_they_are():
     other = successor(host, count=2)
     assert other.ready == host.ready
     assert (other.supervisor.generation, other.supervisor.target) == (2, 2)
+    assert counted(other) == counted(host) == {"spawned": 4, "reloads": 1}
     assert GenerationBegun(2) in other.actions
     # One that drains has the deadline that it had.
     assert other.supervisor.next_deadline() == host.supervisor.next_deadline()
