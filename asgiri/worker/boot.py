@@ -125,7 +125,7 @@ def new_event_loop(config: Config) -> asyncio.AbstractEventLoop:
         except ImportError:
             if config.app.loop == "uvloop":
                 raise BootError(
-                    "config", "app.loop=uvloop: is not installed", "", ExitCode.RUNTIME
+                    "config", "--loop uvloop: is not installed; leave it out", "", ExitCode.RUNTIME
                 ) from None
         else:
             return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
