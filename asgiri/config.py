@@ -256,6 +256,12 @@ class SourceOptions(Section):
     """File with options: TOML, or Python when its name ends in .py. The default is asgiri.toml in
     the current folder, else the table [tool.asgiri] of pyproject.toml there."""
 
+    env_file: Annotated[
+        tuple[str, ...], Option("--env-file", aliases="--env-files", metavar="PATH")
+    ] = ()
+    """File with variables, as NAME=VALUE, for the application and for our options; may be repeated.
+    What the environment has already stays as it is there."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenShorthand(Section):
@@ -952,14 +958,13 @@ class ProcessConfig(Section):
     ] = None
     """Permissions to withhold from new files and Unix sockets."""
 
-    chdir: Annotated[str, Option("--chdir", metavar="PATH", pending=True)] = ""
-    """Folder to change to before the application is imported."""
+    chdir: Annotated[str, Option("--chdir", aliases="--working-dir", metavar="PATH")] = ""
+    """Folder to change to before anything but --config and --env-file is looked for. If it is a
+    link, each reload follows it anew."""
 
-    daemon: Annotated[bool, Option("--daemon -D", pending=True)] = False
-    """Go to the background."""
-
-    env_file: Annotated[str, Option("--env-file", metavar="PATH", pending=True)] = ""
-    """File with environment variables for the application."""
+    daemon: Annotated[bool, Option("--daemon -D")] = False
+    """Go to the background once the server is ready. Service managers and containers want it off:
+    they watch over the process that they start."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

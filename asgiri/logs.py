@@ -212,9 +212,9 @@ _handlers: Final[dict[str, LineHandler]] = {}
 """The handlers of this process, by the name of their logger."""
 
 
-def configure(config: LogConfig, role: Role) -> None:
+def configure(config: LogConfig, role: Role, *, standard_error: int = STANDARD_ERROR) -> None:
     """Send this process's log where the configuration says. May be called again after a change."""
-    errors = LineHandler(config.error_log_file, STANDARD_ERROR)
+    errors = LineHandler(config.error_log_file, standard_error)
     errors.setFormatter(_formatter(config, errors))
     _install(logging.getLogger("asgiri"), errors, config.level)
     if role == "admin" or not config.access_log:

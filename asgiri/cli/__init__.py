@@ -4,7 +4,9 @@ Every option is generated from its declaration in `config`. A first word that na
 COMMANDS runs it; everything else is the application to serve.
 """
 
+import contextlib
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,13 +18,16 @@ from asgiri import logs
 from asgiri.certificates import provide_certificates
 from asgiri.cli import config_command
 from asgiri.cli.arguments import PROGRAM
-from asgiri.cli.reading import UsageProblems, label_of
-from asgiri.cli.sources import read_config
-from asgiri.config import Config
+from asgiri.cli.detach import Background, is_detached
+from asgiri.cli.reading import UsageProblems, label_of, settle
+from asgiri.cli.sources import read_sources
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
 from asgiri.master import runtime, takeover
+from asgiri.master.settings import Settings
 
-__all__ = ["main", "read_config"]
+__all__ = ["main"]
+
+logger = logging.getLogger("asgiri.master")
 
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {"config": config_command.run}
 """First word -> what it runs with the others. No application is called so: these have a colon."""
@@ -38,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return COMMANDS[words[0]](words[1:])
         if words[:1] == [takeover.CHECK_OPTION]:
             return _check_upgrade(words[1:], state_fd)
-        config = read_config(words, os.environ)
-        return config if isinstance(config, int) else _serve(config, words, state_fd)
+        return _serve(words, state_fd)
     except UsageProblems as problems:
         return _fail(problems.lines, ExitCode.USAGE)
     except ConfigError as error:
@@ -56,24 +60,55 @@ def _check_upgrade(words: Sequence[str], state_fd: int) -> int:
         takeover.read_state(state_fd)
     except TakeoverError as error:
         return _fail([str(error)], ExitCode.RUNTIME)
-    config = read_config(words, os.environ)
-    if isinstance(config, Config):
-        provide_certificates(config)
+    _read_settings(words, os.getcwd())
     return ExitCode.OK
 
 
-def _serve(config: Config, words: Sequence[str], state_fd: int) -> int:
-    def reread() -> Config:
+def _serve(words: Sequence[str], state_fd: int) -> int:
+    started_in = os.getcwd()
+    settings = _read_settings(words, started_in)
+    if isinstance(settings, int):
+        return settings
+
+    def reread() -> Settings:
         """Read everything anew for a reload: files may have changed, and `auto` may mean more."""
         try:
-            fresh = read_config(words, os.environ)
+            fresh = _read_settings(words, started_in)
         except UsageProblems as problems:
             raise StartError("; ".join(problems.lines)) from None
-        assert isinstance(fresh, Config)
-        return provide_certificates(fresh)
+        assert isinstance(fresh, Settings)
+        return fresh
 
-    logs.configure(config.log, "master")
-    return runtime.run(provide_certificates(config), reread, words, state_fd=state_fd)
+    if settings.folder:
+        os.chdir(settings.folder)
+    log, started = settings.config.log, None
+    logs.configure(log, "master")
+    if settings.config.process.daemon and state_fd < 0 and not is_detached():
+        if not log.error_log_file:
+            logger.warning("--daemon: the log ends with the start; give --error-logfile")
+        background = Background.enter(log)
+        if isinstance(background, int):
+            return background
+        started = background.started
+    return runtime.run(settings, reread, words, state_fd=state_fd, started=started)
+
+
+def _read_settings(words: Sequence[str], started_in: str) -> Settings | int:
+    """Read what the server runs with. Raises UsageProblems and StartError."""
+    reading = read_sources(words, os.environ, started_in)
+    if isinstance(reading, int):
+        return reading
+    config = settle(reading)
+    if not config.process.chdir:
+        return Settings(provide_certificates(config), environment=reading.environment)
+    folder = os.path.realpath(os.path.join(started_in, config.process.chdir))
+    try:
+        with contextlib.chdir(folder):
+            config = provide_certificates(config)
+    except OSError as error:
+        remedy = "name a folder that can be entered"
+        raise StartError.from_os_error(error, f"--chdir {folder}", remedy) from None
+    return Settings(config, environment=reading.environment, folder=folder, started_in=started_in)
 
 
 def _fail(lines: Iterable[str], code: ExitCode) -> int:

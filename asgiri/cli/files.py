@@ -54,10 +54,10 @@ def find_file(folder: Path) -> str:
     return PROJECT_NAME if f"[{'.'.join(PROJECT_TABLE)}]" in project else ""
 
 
-def read_toml(name: str) -> ConfigFile:
-    """Read a file of TOML. Raises UsageProblems."""
+def read_toml(name: str, folder: str = "") -> ConfigFile:
+    """Read a file of TOML, named from `folder`. Raises UsageProblems."""
     try:
-        text = Path(name).read_text()
+        text = Path(folder, name).read_text()
         document = tomllib.loads(text)
     except OSError as error:
         remedy = f"{error.strerror}; name a file that can be read"

@@ -59,6 +59,8 @@ class Reading:
     problems: list[str] = field(default_factory=list)
     file: str = ""
     """The configuration file that was read, as its user knows it; "" when there is none."""
+    environment: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables of --env-file that the environment does not have."""
 
     def add(self, given: Given) -> None:
         """Keep it unless a stronger place has said something else."""

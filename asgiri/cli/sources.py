@@ -1,9 +1,11 @@
-"""Ask every place that may say something: arguments, environment, configuration file."""
+"""Ask every place that may say something: arguments, environment, files."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asgiri.cli.arguments import parse_arguments, read_arguments
+from asgiri.cli.env_file import EnvFileError, parse_env_file
 from asgiri.cli.environment import read_environment
 from asgiri.cli.files import find_file, read_entries, read_toml
 from asgiri.cli.reading import Reading, UsageProblems, settle
@@ -21,8 +23,13 @@ def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config 
     return reading if isinstance(reading, int) else settle(reading)
 
 
-def read_sources(arguments: Sequence[str], environ: Mapping[str, str]) -> Reading | int:
-    """Read what every place says; an exit code as in `read_config`. Raises UsageProblems."""
+def read_sources(
+    arguments: Sequence[str], environ: Mapping[str, str], folder: str = ""
+) -> Reading | int:
+    """Read what every place says; an exit code as in `read_config`. Raises UsageProblems.
+
+    `folder` is where the command was given, "" for the current one.
+    """
     reading = Reading()
     context = parse_arguments(arguments, reading)
     if isinstance(context, int):
@@ -30,13 +37,41 @@ def read_sources(arguments: Sequence[str], environ: Mapping[str, str]) -> Readin
     if context is not None:
         read_arguments(context, reading)
     read_environment(environ, reading)
-    if context is None:  # nothing but the environment was understood
+    _read_file(folder, reading)
+    places = _read_env_files(environ, folder, reading)
+    read_environment(reading.environment, reading, places)
+    if context is None:  # the arguments were not understood
         raise UsageProblems(reading.problems)
+    return reading
+
+
+def _read_file(folder: str, reading: Reading) -> None:
     named = reading.given.get("sources.config")
-    reading.file = named.value if named is not None else find_file(Path.cwd())
+    reading.file = find_file(Path(folder)) if named is None else named.value
     if reading.file:
         try:
-            read_entries(read_toml(reading.file), reading)
+            read_entries(read_toml(reading.file, folder), reading)
         except UsageProblems as problems:
             reading.problems += problems.lines
-    return reading
+
+
+def _read_env_files(environ: Mapping[str, str], folder: str, reading: Reading) -> dict[str, str]:
+    """Read the files of variables; returns where each of these stands."""
+    given = reading.given.get("sources.env_file")
+    places = {}
+    for name in () if given is None else given.value:
+        try:
+            text = Path(os.path.join(folder, name)).read_text()
+            variables = parse_env_file(text, {**reading.environment, **environ})
+        except OSError as error:
+            reading.problems.append(f"{name}: {error.strerror}; name a file that can be read")
+        except EnvFileError as error:
+            reading.problems.append(f"{name}:{error.line}: {error.remedy}")
+        except ValueError:
+            reading.problems.append(f"{name}: must be text in UTF-8")
+        else:
+            for variable in variables:
+                if variable.name not in environ:
+                    reading.environment[variable.name] = variable.value
+                    places[variable.name] = f"{name}:{variable.line}"
+    return places

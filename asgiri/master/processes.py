@@ -20,7 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self
 
@@ -94,6 +94,10 @@ class WorkerOrder:
     """None without HTTP/3."""
     listeners: Sequence[ListenerInfo]
     udp_fds: Sequence[int]
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables beside our own; see `Settings`."""
+    folder: str | None = None
+    """Where they begin; None for our own."""
     module: str = WORKER_MODULE
 
 
@@ -410,7 +414,7 @@ def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> Wo
         control, worker_control = ControlChannel.pair()
         undo.callback(control.close)
         with contextlib.closing(worker_control):
-            process = _start_process(order.module, worker_control.fileno())
+            process = _start_process(order.module, worker_control.fileno(), order)
         undo.callback(process.wait)
         undo.callback(process.kill)
         hello = Hello(
@@ -435,12 +439,13 @@ def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> Wo
     return handle
 
 
-def _start_process(module: str, fd: int) -> subprocess.Popen[bytes]:
+def _start_process(module: str, fd: int, order: WorkerOrder) -> subprocess.Popen[bytes]:
     command = [*interpreter(), "-m", module, str(fd)]
+    environment = {**worker_environment(), **order.environment}
     # The mask goes through fork and exec; see _HELD_BACK.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
-        return subprocess.Popen(command, pass_fds=(fd,), env=worker_environment())
+        return subprocess.Popen(command, pass_fds=(fd,), env=environment, cwd=order.folder)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

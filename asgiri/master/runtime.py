@@ -43,6 +43,7 @@ from asgiri.master.processes import WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
 from asgiri.master.reporting import Reporting
+from asgiri.master.settings import Reread, Settings
 from asgiri.master.signals import SignalSource
 from asgiri.master.slots import DRAIN_GRACE
 from asgiri.master.steering import Steering
@@ -76,30 +77,34 @@ ERRORS_WINDOW: Final = 60.0
 
 
 def run(
-    config: Config,
-    reread: Callable[[], Config] | None = None,
+    settings: Settings | Config,
+    reread: Reread | None = None,
     words: Sequence[str] | None = None,
     *,
     state_fd: int = -1,
+    started: Callable[[], None] | None = None,
 ) -> int:
     """Serve until told to stop; return the exit status.
 
-    `config` names its certificates by now. `reread` reads the configuration anew, for SIGHUP; it
-    may raise ConfigError or StartError. `words` is the command line, for SIGUSR2; `state_fd` has
-    the state of the program that was exchanged. Raises StartError when the server cannot start.
+    The configuration names its certificates by now. `reread` is for SIGHUP. `words` is the command
+    line, for SIGUSR2; `state_fd` has the state of the program that was exchanged. `started` is
+    called when the first generation serves. Raises StartError when the server cannot start.
     """
-    reread = reread or (lambda: config)
+    if isinstance(settings, Config):
+        settings = Settings(settings)
+    reread = reread or (lambda: settings)
     with contextlib.ExitStack() as cleanup:
         if state_fd < 0:
-            return Master(config, reread, words, cleanup).run()
+            return Master(settings, reread, words, cleanup, started=started).run()
         state = None
         try:
             state = read_state(state_fd)
-            master = Master(config, reread, words, cleanup, state)
+            master = Master(settings, reread, words, cleanup, state)
             master.resume(state)
         except (TakeoverError, StartError, OSError, ValueError, LookupError, TypeError) as error:
             command = [*interpreter(), "-m", "asgiri", *(words or ())]
-            start_cold(command, error, [] if state is None else state.listeners)
+            listeners = [] if state is None else state.listeners
+            start_cold(command, error, listeners, folder=settings.started_in)
         return master.run()
 
 
@@ -108,13 +113,18 @@ class Master:
 
     def __init__(
         self,
-        config: Config,
-        reread: Callable[[], Config],
+        settings: Settings,
+        reread: Reread,
         words: Sequence[str] | None,
         cleanup: contextlib.ExitStack,
         state: MasterState | None = None,
+        *,
+        started: Callable[[], None] | None = None,
     ) -> None:
         """`state`: of the program whose place this one takes."""
+        self._started = started
+        config = settings.config
+        self._settings = settings
         self._config = config
         self._reread = reread
         self._tls = config.speaks_tls
@@ -163,6 +173,7 @@ class Master:
         self._takeover = Takeover(
             self._loop,
             words,
+            settings.started_in,
             snapshot=self._snapshot,
             is_settled=lambda: self._supervisor.is_settled,
             before=self._signals.pass_on,
@@ -187,7 +198,7 @@ class Master:
         )
         cleanup.callback(listeners.close)
         if process.pid_file:
-            cleanup.callback(PidFile(Path(process.pid_file)).remove)
+            cleanup.callback(PidFile(Path(process.pid_file).absolute()).remove)
         if account is not None:
             account.become()
         return listeners
@@ -200,7 +211,7 @@ class Master:
         cleanup.callback(listeners.close)
         listeners.resume(state.listeners)
         if config.process.pid_file:
-            pid_file = PidFile(Path(config.process.pid_file), resumed=True)
+            pid_file = PidFile(Path(config.process.pid_file).absolute(), resumed=True)
             cleanup.callback(pid_file.remove)
         return listeners
 
@@ -239,6 +250,8 @@ class Master:
             secrets=None if self._secrets is None else self._secrets.to_json(),
             listeners=[listener.info(tls=self._tls) for listener in self._listeners],
             udp_fds=[listener.fileno() for listener in self._listeners.datagrams],
+            environment=self._settings.environment,
+            folder=self._settings.folder or None,
         )
 
     # Running
@@ -352,6 +365,8 @@ class Master:
         ours = [listener.fileno() for listener in self._listeners if not listener.inherited]
         self._service.keep(KEPT_NAME, ours)
         self._service.ready(self._status())
+        if self._started is not None:
+            self._started()
 
     def _status(self) -> str:
         count = self._supervisor.target
@@ -398,15 +413,16 @@ class Master:
         # A canary and the others, each within its time.
         self._service.reloading(2 * self._config.workers.boot_timeout)
         try:
-            config = self._reread()
+            settings = self._reread()
         except (ConfigError, StartError) as error:
             logger.error("reload refused, everything stays as it is: %s", error)
             self._reporting.facts["reload_failure"] = f"refused: {error}"
             self._service.ready(f"reload refused: {error}")
             return
+        config = settings.config
         if config.listen != self._config.listen or config.http.http3 != self._config.http.http3:
             logger.warning("addresses changed: they take effect with a restart, not by a reload")
-        self._config = config
+        self._settings, self._config = settings, config
         self._fleet.decide(self._supervisor.reload(config.workers, now))
 
     def _reopen_logs(self) -> None:

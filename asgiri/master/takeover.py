@@ -113,11 +113,16 @@ def read_state(fd: int) -> MasterState:
 
 
 def start_cold(
-    command: Sequence[str], reason: object, listeners: Sequence[Mapping[str, Any]] = ()
+    command: Sequence[str],
+    reason: object,
+    listeners: Sequence[Mapping[str, Any]] = (),
+    *,
+    folder: str = "",
 ) -> NoReturn:
     """End the workers of an earlier program and begin anew, in this process. Returns never.
 
     `listeners`, of its state, are passed on as a service manager does: who waits there is served.
+    `folder` is where the command was given, when that is another one by now.
     """
     logger.error("cannot take over, all connections end: %s", reason)
     children = psutil.Process().children()
@@ -131,6 +136,8 @@ def start_cold(
             child.kill()
     psutil.wait_procs(left, 1.0)
     environment = {**child_environment(), **_pass_on(listeners)}
+    if folder:
+        os.chdir(folder)
     os.execve(command[0], list(command), environment)  # noqa: S606 (no shell is wanted)
 
 
@@ -164,19 +171,22 @@ class Takeover:
         self,
         loop: EventLoop,
         words: Sequence[str] | None,
+        folder: str = "",
         *,
         snapshot: Callable[[], tuple[MasterState, list[int]]],
         is_settled: Callable[[], bool],
         before: Callable[[], None],
         bystanders: dict[int, Callable[[], None]],
     ) -> None:
-        """`words`: the command line behind the program's name; None when there was none.
+        """`words`: the command line behind the program's name; None when there was none. `folder`:
+        where it was given, when that is another one by now.
 
         `snapshot` tells the state and its descriptors, `before` is called last of all. Children
         in `bystanders` are reaped by their callbacks, when this is a container's first process.
         """
         self._loop = loop
         self._words = words
+        self._folder = folder
         self._snapshot = snapshot
         self._is_settled = is_settled
         self._before = before
@@ -195,7 +205,9 @@ class Takeover:
         state, _ = self._snapshot()
         try:
             command = [*interpreter(), "-m", "asgiri", CHECK_OPTION, *self._words]
-            self._preflight = _Preflight(self._loop, command, state.encode(), self._checked)
+            self._preflight = _Preflight(
+                self._loop, command, self._folder, state.encode(), self._checked
+            )
         except (OSError, StartError) as error:
             logger.error("upgrade refused: the new program cannot be started: %s", error)
         else:
@@ -220,7 +232,7 @@ class Takeover:
         logger.info("upgrade: the new program takes over")
         command = [*interpreter(), "-m", "asgiri", *self._words]
         try:
-            replace_program(command, state.encode(), fds, self._before)
+            replace_program(command, state.encode(), fds, self._before, self._folder)
         except OSError as error:
             logger.error("upgrade failed, everything goes on as before: %s", error)
 
@@ -236,7 +248,12 @@ class _Preflight:
     """One run of the new code with the present state. `done` gets "" or the reason against it."""
 
     def __init__(
-        self, loop: EventLoop, command: Sequence[str], state: bytes, done: Callable[[str], None]
+        self,
+        loop: EventLoop,
+        command: Sequence[str],
+        folder: str,
+        state: bytes,
+        done: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._done = done
@@ -250,6 +267,7 @@ class _Preflight:
                 stdout=self._output,
                 stderr=self._output,
                 pass_fds=(memory,),
+                cwd=folder or None,
                 env={**child_environment(), STATE_VARIABLE: str(memory)},
             )
         finally:
@@ -284,10 +302,18 @@ class _Preflight:
 
 
 def replace_program(
-    command: Sequence[str], state: bytes, fds: Iterable[int], before: Callable[[], None]
+    command: Sequence[str],
+    state: bytes,
+    fds: Iterable[int],
+    before: Callable[[], None],
+    folder: str = "",
 ) -> None:
-    """Become another program that has the state and these descriptors. Raises OSError."""
+    """Become another program that has the state and these descriptors. Raises OSError.
+
+    It begins in `folder`, where the paths of its command line are right.
+    """
     memory = _create_memory(state)
+    here = os.open(os.curdir, os.O_RDONLY) if folder else -1
     passed = [memory, *fds]
     # A signal whose handler is gone would end the process; a pending one waits for the next.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -298,11 +324,16 @@ def replace_program(
         sys.stdout.flush()
         sys.stderr.flush()
         environment = {**child_environment(), STATE_VARIABLE: str(memory)}
+        if folder:
+            os.chdir(folder)
         os.execve(command[0], list(command), environment)  # noqa: S606 (no shell is wanted)
     finally:  # reached only when it failed
         for fd in passed:
             os.set_inheritable(fd, False)
         os.close(memory)
+        if folder:
+            os.fchdir(here)
+            os.close(here)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
