@@ -215,7 +215,7 @@ def test_two_ways_to_name_an_address_are_refused():
     [
         ("--wrokers 3", "--wrokers: no such option; did you mean --workers?"),
         ("--no-htp3", "--no-htp3: no such option; did you mean --no-http3?"),
-        ("--no-udz", "--no-udz: no such option; did you mean --uds?"),
+        ("--no-workers", "--no-workers: no such option; did you mean --workers?"),
         ("--qqq", "--qqq: no such option; see --help"),
         ("--workers 0", "--workers 0: must be between 1 and 1024"),
         ("--workers 10000", "--workers 10000: must be between 1 and 1024"),
