@@ -14,7 +14,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
 import pytest
+from aioquic.quic.configuration import QuicConfiguration
+from aioquic.quic.connection import QuicConnection
 
+from asgiri.master.admission import RETRY_ABOVE_HALF_OPEN
 from tests.support.client import ExchangeFailed, read_response, request
 from tests.support.http3_client import Http3Connection
 from tests.support.remote_app import remote_apps
@@ -292,6 +295,22 @@ async def test_retry_costs_a_round_trip_and_nothing_else(connect: Connect):
             assert await pid_of(connection) == pid
         for connection in [*(connection for connection, _ in served), *long]:
             await connection.close()
+
+
+async def test_newcomers_prove_their_address_while_many_others_do_not(connect: Connect):
+    """Whoever forges addresses begins connections and hears no answer."""
+    async with serve(workers=1, tls=True, http3=True, quic_handshake_timeout=60) as server:
+        assert not (await connect(server)).retries
+        with udp_socket(server) as forger:
+            for _ in range(RETRY_ABOVE_HALF_OPEN + 1):
+                client = QuicConnection(configuration=QuicConfiguration(alpn_protocols=["h3"]))
+                client.connect(("127.0.0.1", server.port), now=0.0)
+                ((initial, _),) = client.datagrams_to_send(now=0.0)
+                await asyncio.get_running_loop().sock_sendall(forger, initial)
+            connection = await connect(server)
+            while not connection.retries:  # its worker has not read them all
+                connection = await connect(server)
+        assert await pid_of(connection) in server.worker_pids
 
 
 # Death
