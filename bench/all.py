@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import subprocess
 import sys
 import tempfile
@@ -367,7 +368,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, help="directory of a venv with other servers")
     parser.add_argument("--chroot", type=Path, help="directory of a system with HTTP/3 programs")
     parser.add_argument("--only", default="", help="ask questions whose title contains this")
-    parser.add_argument("--server", default="", help="measure servers whose name contains this")
+    parser.add_argument(
+        "--server",
+        default="",
+        help="measure servers whose name contains one of these, parted by commas",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
     return parser.parse_args()
@@ -385,8 +390,10 @@ def main() -> None:
         for question in QUESTIONS:
             if options.only.lower() not in question.title.lower():
                 continue
+            names = options.server.split(",")
+            rivals = [r for r in question.rivals if any(name in r.name for name in names)]
+            question = dataclasses.replace(question, rivals=rivals)
             rows = ask(question, bench, certificate)
-            rows = [row for row in rows if options.server in row.name]
             title = f"{question.title}: processor time per {question.per}"
             print_table(title, question.unit, rows, compare="asgiri")
             for aim in question.aims:

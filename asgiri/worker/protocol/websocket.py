@@ -1,9 +1,10 @@
 """WebSocket (RFC 6455), server side. Sans-IO, over the bytes of a tunnel.
 
 The tunnel is whatever the HTTP version gives: the connection after 101, or the DATA of one stream
-(RFC 8441, RFC 9220). wsproto owns the parsing of frames, masking and UTF-8; this module owns
-negotiation, messages and their bounds, and what we send: a server's frames are a header of ten
-bytes at most, and wsproto copies the payload four times.
+(RFC 8441, RFC 9220). wsproto owns the parsing of frames, masking and UTF-8, but for the frames that
+most messages are (`websocket_frames`); this module owns negotiation, messages and their bounds, and
+what we send: a server's frames are a header of ten bytes at most, and wsproto copies the payload
+four times.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ from wsproto.frame_protocol import CloseReason, Frame, FrameProtocol, Opcode, Pa
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.events import Headers
 from asgiri.worker.protocol.websocket_deflate import Deflate, parse_offer
+from asgiri.worker.protocol.websocket_frames import (
+    BINARY,
+    FOREIGN,
+    NEED_MORE,
+    PING,
+    TEXT,
+    FrameReader,
+)
 
 VERSION: Final = b"13"
 NO_CODE: Final = 1005
@@ -129,6 +138,10 @@ class WebSocketCodec:
         extensions: list[Extension] = [] if deflate is None else [deflate]
         self._frames = FrameProtocol(client=False, extensions=extensions)
         self._received: Iterator[Frame] = iter(())
+        self._plain: FrameReader | None = FrameReader(max_size=max_message_size)
+        """None once something came that only wsproto reads: it would have to tell us where its
+        frames end.
+        """
         self._deflate = deflate
         self._max_message_size = max_message_size
         self._parts: list[Any] = []
@@ -139,12 +152,24 @@ class WebSocketCodec:
 
     def receive_data(self, data: bytes) -> None:
         """Feed bytes from the peer."""
-        if not self._ended:
+        if self._ended:
+            return
+        if self._plain is not None:
+            self._plain.receive(data)
+        else:
             self._frames.receive_bytes(data)
             self._received = self._frames.received_frames()
 
     def next_event(self) -> WebSocketEvent | None:
         """Give the next event; None when more bytes are needed. Never raises."""
+        if self._plain is not None and not self._ended:
+            plain = self._plain.next_frame()
+            if plain is NEED_MORE:
+                return None
+            if plain is not FOREIGN:
+                return self._translate_plain(*plain)
+            rest, self._plain = self._plain.take_rest(), None
+            self.receive_data(rest)
         try:
             while not self._ended and (frame := next(self._received, None)) is not None:
                 if (event := self._translate(frame)) is not None:
@@ -153,6 +178,16 @@ class WebSocketCodec:
             reason = _FAILURES.get(failure.code, Refusal.WEBSOCKET_PROTOCOL_ERROR)
             return self._violation(failure.code, reason, str(failure))
         return None
+
+    def _translate_plain(self, first: int, payload: bytes) -> WebSocketEvent:
+        if first == BINARY:
+            return MessageReceived(payload, len(payload))
+        if first == TEXT:
+            try:
+                return MessageReceived(payload.decode(), len(payload))
+            except UnicodeDecodeError as error:
+                return self._violation(1007, Refusal.WEBSOCKET_BAD_TEXT, str(error))
+        return PingReceived(payload) if first == PING else PongReceived(payload)
 
     def _translate(self, frame: Frame) -> WebSocketEvent | None:
         payload: Any = frame.payload  # (code, reason) of a close frame, else str or bytes
