@@ -45,6 +45,9 @@ class ResponseSink(Protocol):
 
     def accept_tunnel(self, stream_id: int, headers: Headers) -> None: ...
 
+    def send_tunnel(self, stream_id: int, parts: list[bytes]) -> None:
+        """Send bytes of an accepted tunnel, which go together."""
+
     def reset_stream(self, stream_id: int) -> None: ...
 
     def acknowledge(self, stream_id: int, credit: int) -> None:

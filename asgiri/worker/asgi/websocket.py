@@ -80,6 +80,9 @@ class _Phase(enum.Enum):
     """Nothing more is sent; what the peer still sends is not read."""
 
 
+OPEN: Final = _Phase.OPEN  # an attribute of the enum class costs 20 ns more
+
+
 class WebSocketSession:
     """An `Exchange`. `start` runs the application; the rest is called by the session and by the
     application.
@@ -221,12 +224,12 @@ class WebSocketSession:
         """
         kind = message.get("type")
         self._raise_if_gone()
-        if kind == "websocket.send" and self._phase is _Phase.OPEN:
+        if kind == "websocket.send" and self._phase is OPEN:
             content = _content(message)
             if self._paused:
-                await self._wait_writable(_Phase.OPEN)
-            for part in self._codec.send_message(content):
-                self._write(part)
+                await self._wait_writable(OPEN)
+            if self._may_send:
+                self._sink.send_tunnel(self._stream_id, self._codec.send_message(content))
         elif kind == "websocket.accept" and self._phase is _Phase.CONNECTING:
             self._accept(message)
         elif kind == "websocket.close" and self._phase is _Phase.CONNECTING:
@@ -245,8 +248,11 @@ class WebSocketSession:
             raise AppError(f"{kind!r} while the WebSocket is {self._phase.name.lower()}")
 
     def _raise_if_gone(self) -> None:
-        lost = self._phase is _Phase.CLOSED and self._disconnect is not None
-        if self._peer_gone or lost or self._closed_by_us:
+        if (
+            self._peer_gone
+            or self._closed_by_us
+            or (self._disconnect is not None and self._phase is _Phase.CLOSED)
+        ):
             raise ClientDisconnected("the client has gone")
 
     async def _wait_writable(self, phase: _Phase) -> None:

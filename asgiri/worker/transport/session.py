@@ -297,6 +297,10 @@ class HttpSession:
     def accept_tunnel(self, stream_id: int, headers: Headers) -> None:
         self._take(self._engine.accept_tunnel(stream_id, headers))
 
+    def send_tunnel(self, stream_id: int, parts: list[bytes]) -> None:
+        for part in parts:
+            self.send_body(stream_id, part, ended=False)
+
     def reset_stream(self, stream_id: int) -> None:
         self._take(self._engine.reset_stream(stream_id))
 
