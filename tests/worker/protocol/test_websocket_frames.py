@@ -1,5 +1,7 @@
 """Frames by hand; `test_websocket` asks wsproto the same."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -76,7 +78,7 @@ def test_frames_do_not_depend_on_how_bytes_arrive(expected, cuts):
     reader = FrameReader(max_size=1 << 20)
     frames = []
     edges = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in itertools.pairwise(edges):
         if start < end:
             reader.receive(data[start:end])
             frames += read_all(reader)
