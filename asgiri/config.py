@@ -221,6 +221,11 @@ class AppConfig(Section):
     interface: Annotated[Literal["auto", "asgi3", "asgi2", "wsgi"], Option("--interface")] = "auto"
     """Which interface the application speaks. Auto looks at its signature."""
 
+    wsgi_threads: Annotated[int, Option("--wsgi-threads", minimum=1)] = 15
+    """Calls of a WSGI application that a worker makes at once, each in a thread. As many as
+    SQLAlchemy's pool has connections, which is what they mostly wait for; requests beyond wait for
+    a thread."""
+
     lifespan: Annotated[Literal["auto", "on", "off"], Option("--lifespan")] = "auto"
     """Whether to tell the application when it starts and stops. Auto goes on without it when the
     application does not know it; with on, an error there keeps the server from starting."""

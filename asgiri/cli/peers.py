@@ -21,7 +21,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--no-use-colors": "is written --log-color off",
     "--reset-contextvars": NOT_NEEDED,
     # gunicorn
-    "--threads": "is not needed: a worker is one event loop; start more --workers",
+    "--threads": "is written --wsgi-threads; for an ASGI application start more --workers",
     "--worker-connections": "is not needed: idle connections are not limited; leave it out",
     "--worker-tmp-dir": "is not needed: heartbeats go through shared memory; leave it out",
     "--reuse-port": "is not needed: the master hands connections to the workers; leave it out",
@@ -42,7 +42,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--runtime-mode": NOT_NEEDED,
     "--runtime-threads": NOT_NEEDED,
     "--runtime-blocking-threads": NOT_NEEDED,
-    "--blocking-threads": NOT_NEEDED,
+    "--blocking-threads": "is written --wsgi-threads",
     "--task-impl": NOT_NEEDED,
     "--respawn-failed-workers": "is not needed: workers that die are always replaced; leave it out",
     "--http1-buffer-size": "is written --h1-max-head-size",

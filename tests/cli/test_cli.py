@@ -234,7 +234,7 @@ def test_two_ways_to_name_an_address_are_refused():
         ("--keyfile k", "--keyfile k: needs --certfile"),
         ("extra", "extra: one argument too many"),
         ("--reload", "--reload: comes with a later version; leave it out"),
-        ("--threads 4", "--threads: is not needed: a worker is one event loop; start more --wo"),
+        ("--threads 4", "--threads: is written --wsgi-threads; for an ASGI application start"),
         ("-wx", "--workers x: must be a number of workers, or auto"),
         ("-Zx", "-Z: no such option; see --help"),
     ],

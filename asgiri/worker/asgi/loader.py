@@ -16,6 +16,7 @@ from typing import Any
 
 from asgiri.config import AppConfig
 from asgiri.worker.asgi import types
+from asgiri.worker.asgi.wsgi import WsgiApplication
 
 
 class LoadError(Exception):
@@ -126,8 +127,7 @@ def _adapt(config: AppConfig, application: Any) -> LoadedApplication:
                 "what makes an application needs --factory"
             )
     if interface == "wsgi":
-        # The WSGI adapter (issue 3) starts here.
-        raise LoadError(f"{config.target}: is a WSGI application; wrap it, as in a2wsgi or asgiref")
+        return LoadedApplication(WsgiApplication(application, threads=config.wsgi_threads), "3.0")
     if interface == "asgi2":
         return LoadedApplication(functools.partial(call_asgi2, application), "2.0")
     return LoadedApplication(application, "3.0")

@@ -9,6 +9,7 @@ import pytest
 
 from asgiri.config import AppConfig
 from asgiri.worker.asgi.loader import LoadError, is_asgi3, load
+from asgiri.worker.asgi.wsgi import WsgiApplication
 
 
 @pytest.fixture
@@ -315,7 +316,22 @@ def test_interface_option_overrides_the_signature(write_module, load_from):
     assert load_from(f"{name}:app", interface="asgi2").asgi_version == "2.0"
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def app(environ, start_response): ...",
+        "def app(environ, start_response, more=None): ...",
+        "class app:\n    def __init__(self, environ, start_response): ...",
+        "class Flask:\n    def __call__(self, environ, start_response): ...\napp = Flask()",
+    ],
+)
 @pytest.mark.parametrize("interface", ["auto", "wsgi"])
-def test_wsgi_application_is_refused_with_the_remedy(write_module, load_from, interface):
-    name = write_module("def app(environ, start_response): ...")
-    assert "WSGI" in refusal(load_from, f"{name}:app", interface=interface).summary
+def test_wsgi_application_is_adapted(write_module, load_from, source, interface):
+    loaded = load_from(f"{write_module(source)}:app", interface=interface)
+    assert isinstance(loaded.call, WsgiApplication)
+    assert loaded.asgi_version == "3.0"
+
+
+def test_any_callable_can_be_called_wsgi(write_module, load_from):
+    name = write_module("def app(*arguments): ...")
+    assert isinstance(load_from(f"{name}:app", interface="wsgi").call, WsgiApplication)
