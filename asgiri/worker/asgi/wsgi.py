@@ -16,9 +16,9 @@ import asyncio
 import contextvars
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from asgiri.errors import AppError, ClientDisconnected
@@ -36,6 +36,7 @@ READ_AHEAD: Final = 16384
 PROTOCOLS: Final = {"1.0": "HTTP/1.0", "1.1": "HTTP/1.1", "2": "HTTP/2.0", "3": "HTTP/3.0"}
 
 ExceptionInfo = tuple[Any, Any, Any]
+T = TypeVar("T")
 
 
 class WsgiApplication:
@@ -93,6 +94,8 @@ class _Call:
         self._receive = receive
         self._send = send
         self._is_over = False
+        self._tasks: set[asyncio.Task[Any]] = set()
+        """What the event loop does for the thread."""
         self._body_ended = False
         self._start: Message | None = None
         self._begun = False
@@ -107,11 +110,25 @@ class _Call:
             last = await self._loop.run_in_executor(threads, context.run, self._run, application)
             await asyncio.wrap_future(last)
         finally:
+            # Cancelled perhaps: its time was over, or the worker's. Nobody can stop the thread, but
+            # it can do nothing more.
             self._is_over = True
+            for task in self._tasks:
+                task.cancel()
 
-    async def _send_all(self, messages: list[Message]) -> None:
-        for message in messages:
-            await self._send(message)
+    async def _serve_thread(self, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        if self._is_over:
+            raise ClientDisconnected("the request is over")
+        self._tasks.add(task)
+        try:
+            return await work()
+        finally:
+            self._tasks.discard(task)
+
+    async def _next_message(self) -> Message:
+        return await self._receive()
 
     # In the thread
 
@@ -121,7 +138,7 @@ class _Call:
             body = application(build_environ(self._scope, self.receive_part), self._start_response)
             try:
                 self._send_body(body)
-                return self._last or self._submit(self._body(b"", more=False))
+                return self._last or self._submit_messages(self._body(b"", more=False))
             finally:
                 if close := getattr(body, "close", None):
                     close()
@@ -133,8 +150,8 @@ class _Call:
         if isinstance(body, list | tuple):
             self._send_part(b"".join(body), more=False)
         elif isinstance(body, FileWrapper) and body.is_plain and not self._begun:
-            self._last = self._submit([self._head(), self._file(body)])
-            self._last.result()  # before the file is closed
+            self._last = self._submit_messages([self._head(), self._file(body)])
+            _wait(self._last)  # before the file is closed
         else:
             for part in body:
                 self._send_part(part)
@@ -148,9 +165,9 @@ class _Call:
         if self._length_left is not None:
             self._length_left -= len(part)
             more = more and self._length_left != 0
-        sending = self._submit(self._body(part, more=more))
+        sending = self._submit_messages(self._body(part, more=more))
         if more:
-            sending.result()
+            _wait(sending)
         else:
             self._last = sending
 
@@ -200,8 +217,7 @@ class _Call:
         off.
         """
         while not self._body_ended:
-            self._check()
-            message = asyncio.run_coroutine_threadsafe(self._next_message(), self._loop).result()
+            message = _wait(self._submit(self._next_message))
             if message["type"] == "http.disconnect":
                 raise ClientDisconnected("the client went before the body was complete")
             self._body_ended = not message.get("more_body", False)
@@ -209,17 +225,22 @@ class _Call:
                 return bytes(part)
         return b""
 
-    async def _next_message(self) -> Message:
-        return await self._receive()
+    def _submit_messages(self, messages: list[Message]) -> Future[None]:
+        async def send_all() -> None:
+            for message in messages:
+                await self._send(message)
 
-    def _submit(self, messages: list[Message]) -> Future[None]:
-        self._check()
-        return asyncio.run_coroutine_threadsafe(self._send_all(messages), self._loop)
+        return self._submit(send_all)
 
-    def _check(self) -> None:
-        if self._is_over:
-            # Cancelled: its time was over, or the worker's. Nobody can stop a thread from outside.
-            raise ClientDisconnected("the request is over")
+    def _submit(self, work: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(self._serve_thread(work), self._loop)
+
+
+def _wait(future: Future[T]) -> T:
+    try:
+        return future.result()
+    except CancelledError:
+        raise ClientDisconnected("the request is over") from None
 
 
 class _Input(io.RawIOBase):

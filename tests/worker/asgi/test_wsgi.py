@@ -29,7 +29,7 @@ async def serving(application, *, threads=4, **options):
     adapter = WsgiApplication(application, threads=threads)
     async with serve_app(adapter, **options) as worker, await worker.connect() as client:
         yield worker, client
-    adapter._threads.shutdown()
+    await asyncio.to_thread(adapter._threads.shutdown)
 
 
 async def ask(application, *request, body=b"", **options):
@@ -573,13 +573,15 @@ async def test_call_that_was_given_up_can_do_nothing_more():
     go, ended = threading.Event(), threading.Event()
 
     def app(environ, start_response):
-        start_response("200 OK", [TEXT])
         assert go.wait(PATIENCE)
-        for attempt in (environ["wsgi.input"].read, lambda: start_response.__self__._submit([])):
-            try:
-                attempt()
-            except OSError as error:
-                raised.append(error)
+        try:
+            environ["wsgi.input"].read()
+        except OSError as error:
+            raised.append(error)
+        try:
+            start_response("200 OK", [])(b"late")
+        except OSError as error:
+            raised.append(error)
         ended.set()
         return []
 
@@ -589,6 +591,32 @@ async def test_call_that_was_given_up_can_do_nothing_more():
         go.set()
         await wait(ended)
     assert len(raised) == 2
+
+
+@pytest.mark.parametrize("waits", ["reading", "writing"])
+async def test_call_that_is_given_up_while_it_waits_is_told(waits):
+    raised = []
+    ended = threading.Event()
+
+    def app(environ, start_response):
+        write = start_response("200 OK", [TEXT])
+        try:
+            while True:
+                if waits == "writing":
+                    write(bytes(65536))
+                else:
+                    environ["wsgi.input"].read()
+        except OSError as error:
+            raised.append(error)
+            raise
+        finally:
+            ended.set()
+
+    async with serving(app, http={"request_timeout": 0.05}) as (worker, client):
+        client.send("POST / HTTP/1.1", "Host: example", "Content-Length: 5")
+        await wait(ended)
+        await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE) == 0)
+    assert len(raised) == 1
 
 
 # What is no request
