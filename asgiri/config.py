@@ -864,9 +864,10 @@ class WorkerConfig(Section):
     """Run the application in a thread of its own, so that a long computation does not keep the
     protocols from their timers. Costs a hop between threads for each ASGI message."""
 
-    preload: Annotated[bool, Option("--preload", pending=True)] = False
-    """Import the application once per generation and fork the workers from it. Saves memory; the
-    application must bear being forked."""
+    preload: Annotated[bool, Option("--preload")] = False
+    """Import the application once per generation and fork the workers from it; on Linux only.
+    Saves memory and processor time; the application must bear being forked, so it starts threads
+    and opens connections in its lifespan, not while it is imported."""
 
     cpu_affinity: Annotated[bool, Option("--cpu-affinity")] = False
     """Pin each worker to one of the processors that it may use; on Linux only. Memory near a

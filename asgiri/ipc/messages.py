@@ -8,6 +8,11 @@ scoreboard.
                        K reload certificates         S shed
     worker -> master   I importing   R ready   F failed   E drained   W warning
 
+A mold, which forks workers, has a channel as well:
+
+    master -> mold     M hello   C cast   L reopen logs
+    mold -> master     I importing   R ready   F failed   W warning   P forked   N fork failed
+
 Trust. A worker can write anything: `decode_untrusted` returns None for what is no message, or a
 message with a field that is missing or of the wrong type. Fields that it does not know are ignored:
 a master that took over talks to workers of the code before it.
@@ -25,14 +30,18 @@ from asgiri.errors import LocalProtocolError
 
 __all__ = [
     "MAX_FRAME_SIZE",
+    "Cast",
     "Drain",
     "Drained",
     "DumpStacks",
     "Failed",
+    "ForkFailed",
+    "Forked",
     "Hello",
     "Importing",
     "ListenerInfo",
     "Message",
+    "MoldHello",
     "Quit",
     "Ready",
     "ReloadCertificates",
@@ -80,6 +89,22 @@ class Hello:
     selftest: bool
     """Prove, before reporting ready, that connection IDs and tokens are ours."""
     master_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class MoldHello:
+    """First message to a mold: what to import. Secrets and sockets are for its workers alone."""
+
+    generation: int
+    config: dict[str, Any]
+    master_pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Fork a worker. Its end of its control channel comes along."""
+
+    worker_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +184,26 @@ class Warning:  # noqa: A001 - the word for it
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A worker exists, and is a child of the master by now."""
+
+    worker_id: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForkFailed:
+    """The system did not allow it."""
+
+    worker_id: int
+    reason: str
+
+
 Message: TypeAlias = (
     Hello
+    | MoldHello
+    | Cast
     | Drain
     | Quit
     | ReopenLogs
@@ -173,10 +216,14 @@ Message: TypeAlias = (
     | Failed
     | Drained
     | Warning
+    | Forked
+    | ForkFailed
 )
 
 _TYPES: Final[dict[int, type[Message]]] = {
     ord("H"): Hello,
+    ord("M"): MoldHello,
+    ord("C"): Cast,
     ord("D"): Drain,
     ord("Q"): Quit,
     ord("L"): ReopenLogs,
@@ -189,6 +236,8 @@ _TYPES: Final[dict[int, type[Message]]] = {
     ord("F"): Failed,
     ord("E"): Drained,
     ord("W"): Warning,
+    ord("P"): Forked,
+    ord("N"): ForkFailed,
 }
 _OPCODES: Final = {message: bytes([opcode]) for opcode, message in _TYPES.items()}
 

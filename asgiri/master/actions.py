@@ -1,7 +1,7 @@
 """What the supervisor asks for. Sans-IO: values only; `fleet` and `runtime` carry them out."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 __all__ = [
     "Action",
@@ -112,6 +112,8 @@ class Report:
     level: Level
     text: str
     worker_id: int | None = None
+    place: str = field(default="", compare=False)
+    """Slot and generation, for a worker that has no process to be named by."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,12 @@ from asgiri.master.acceptor import Acceptor
 from asgiri.master.actions import Action
 from asgiri.master.balance import BalanceMode, BalanceSwitch, Shedding
 from asgiri.master.dispatcher import OBSERVE_INTERVAL, Dispatcher
+from asgiri.master.foundry import Foundry
 from asgiri.master.loop import EventLoop, Timer
 from asgiri.master.processes import WorkerHandle, WorkerIdentity, WorkerOrder, exit_text, spawn
 from asgiri.master.steering import Steering
 from asgiri.master.supervisor import Supervisor, Vitals
+from asgiri.prctl import is_subreaper
 
 logger = logging.getLogger("asgiri.master")
 
@@ -86,6 +88,7 @@ class Fleet:
         self._steering = steering
         self._outcome = outcome
         self._orders: dict[int, WorkerOrder] = {}
+        self._foundry = Foundry(loop, supervisor, self, self.bystanders)
         self._serving = 0
         """The generation that new connections go to."""
         self._actions: deque[Action] = deque()
@@ -95,6 +98,15 @@ class Fleet:
         self._looks = 0
         self._observe_timer = loop.call_later(OBSERVE_INTERVAL, self._observe)
         self._balance_switched()
+
+    @property
+    def unborn(self) -> tuple[int, ...]:
+        """Workers that their mold has still to fork."""
+        return self._foundry.unborn
+
+    def end_molds(self) -> None:
+        """Let go of what workers are forked from. The next one that is spawned starts another."""
+        self._foundry.end_all()
 
     # Deciding
 
@@ -122,20 +134,28 @@ class Fleet:
             case actions.Spawn():
                 self._spawn(action)
             case actions.Switch(generation=generation, ready=ready):
-                self._serving = generation
+                if generation != self._serving:
+                    self._serving = generation
+                    self._foundry.retire(generation)
                 self._switch(ready)
             case actions.Drain(worker_id=worker_id, timeout=timeout):
                 self._aim(worker_id, WorkerState.DRAINING)
                 self._hand_over(worker_id)
                 self._tell(worker_id, messages.Drain(timeout))
             case actions.Quit(worker_id=worker_id):
-                self._aim(worker_id, WorkerState.DRAINED)
-                self._tell(worker_id, messages.Quit())
+                if not self._foundry.quit(worker_id):
+                    self.dismiss(worker_id)
             case actions.Kill(worker_id=worker_id, signal=kill):
                 if worker_id in self.workers:
                     self.workers[worker_id].signal(signal.Signals[kill.value])
-            case actions.Report(level=level, text=text, worker_id=worker_id):
-                self._report(_LEVELS[level], text, worker_id)
+                else:
+                    self._foundry.kill(worker_id, kill)
+            case actions.Report():
+                self._report(action)
+            case actions.ReloadEnded(failure=failure):
+                if failure:
+                    self._foundry.retire(self._serving)
+                self._outcome(action)
             case actions.StopListening():
                 # What it has not handed back by now, a worker ends itself.
                 for worker in self.workers.values():
@@ -153,22 +173,36 @@ class Fleet:
         self._orders = {known: kept for known, kept in self._orders.items() if known in needed} | {
             generation: order
         }
+        self._foundry.retire(self._serving, generation)
 
     def _spawn(self, action: actions.Spawn) -> None:
+        order = self._orders[action.generation]
+        if order.mold:
+            self._foundry.spawn(action, order)
+            return
         identity = WorkerIdentity(
             worker_id=action.worker_id, slot=action.slot, generation=action.generation
         )
         try:
-            worker = spawn(identity, self._orders[action.generation], selftest=action.selftest)
+            worker = spawn(identity, order, selftest=action.selftest)
         except (OSError, StartError) as error:
             reason = str(error)
             self.decide(
                 self._supervisor.worker_spawn_failed(action.worker_id, reason, time.monotonic())
             )
             return
+        self._begin(worker)
+
+    def _begin(self, worker: WorkerHandle) -> None:
         worker.assignments.set(AssignmentCell.HAND_BACK, int(self._balance.on))
         self._add(worker)
         logger.debug("%s: started", worker)
+
+    def born(self, worker: WorkerHandle) -> None:
+        """Own a worker that a mold has forked."""
+        self._begin(worker)
+        if not self._foundry.is_forking:
+            self.reap()  # strangers that died meanwhile
 
     def adopt(self, workers: Iterable[WorkerHandle]) -> None:
         """Own the workers of an earlier program of this process."""
@@ -200,10 +234,11 @@ class Fleet:
             self._steering.set_ready(ready)
         self.acceptor.serve_queue()
 
-    def _report(self, level: int, text: str, worker_id: int | None) -> None:
-        worker = None if worker_id is None else self.workers.get(worker_id)
+    def _report(self, report: actions.Report) -> None:
+        level, text = _LEVELS[report.level], report.text
+        worker = None if report.worker_id is None else self.workers.get(report.worker_id)
         if worker is None:
-            logger.log(level, "%s", text)
+            logger.log(level, "%s", f"{report.place}: {text}" if report.place else text)
         elif self._is_echo(worker):
             logger.debug("%s: %s", worker, text)
         else:
@@ -217,9 +252,15 @@ class Fleet:
     # Talking to workers
 
     def broadcast(self, message: messages.Message) -> None:
-        """Tell every worker."""
+        """Tell every worker, and every mold what it understands."""
+        self._foundry.broadcast(message)
         for worker_id in list(self.workers):
             self._tell(worker_id, message)
+
+    def dismiss(self, worker_id: int) -> None:
+        """Tell a worker to quit."""
+        self._aim(worker_id, WorkerState.DRAINED)
+        self._tell(worker_id, messages.Quit())
 
     def _aim(self, worker_id: int, state: WorkerState) -> None:
         if worker_id in self.workers:
@@ -329,11 +370,13 @@ class Fleet:
         for worker in list(self.workers.values()):
             if worker.pidfd < 0:
                 self._on_exit(worker)
-        if os.getpid() == 1:
+        self._foundry.reap()
+        # One that a mold has forked is no stranger, and may have ended before we hear of it.
+        if (os.getpid() == 1 or is_subreaper()) and not self._foundry.is_forking:
             self._reap_strangers()
 
     def _reap_strangers(self) -> None:
-        """Collect the orphans that a container's first process inherits."""
+        """Collect the orphans that a container's first process, or a subreaper, inherits."""
         while True:
             try:
                 peeked = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -383,6 +426,7 @@ class Fleet:
 
     def abandon(self) -> None:
         """Kill whoever is left, after an error of our own. Nothing is finished."""
+        self._foundry.close()
         for worker in self.workers.values():
             worker.signal(signal.SIGKILL)
         for worker in self.workers.values():

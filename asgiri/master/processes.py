@@ -3,7 +3,7 @@
 Workers are fresh interpreters (`python -m asgiri.worker FD`): no inherited locks, threads, event
 loops or OpenSSL state, and new code is really new after a reload. Only the control channel is
 inherited; everything else arrives over it with the hello, so that nothing secret is in argv or
-the environment.
+the environment. With --preload they are forked by a mold instead (`foundry`), and get no more.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ WAIT_INTERVAL: Final = 0.01
 """Seconds between two looks whether an adopted child has ended."""
 
 WORKER_MODULE: Final = "asgiri.worker"
+MOLD_MODULE: Final = "asgiri.worker.mold"
 # What a terminal or an operator sends to the whole process group must not kill a worker that has no
 # handlers yet. It inherits this mask and lifts it once it has them.
 _HELD_BACK: Final = frozenset(
@@ -99,6 +100,8 @@ class WorkerOrder:
     folder: str | None = None
     """Where they begin; None for our own."""
     module: str = WORKER_MODULE
+    mold: str = ""
+    """Module of the mold that forks them, if one does."""
 
 
 class Process(Protocol):
@@ -231,7 +234,7 @@ class WorkerHandle:
         self.generation = identity.generation
         self.process = process
         self.pid = process.pid
-        self.pidfd = _open_pidfd(process.pid)
+        self.pidfd = open_pidfd(process.pid)
         """-1 where the system has none: then SIGCHLD says when to look."""
         self.control = control
         self.connections, self._undelivered = connections
@@ -403,20 +406,30 @@ class WorkerHandle:
             self.pidfd = -1
 
 
-def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> WorkerHandle:
-    """Start a worker and say hello. Raises OSError or StartError and leaves nothing behind."""
-    with contextlib.ExitStack() as undo:
-        records = _Records(order.ring, wanted=order.secrets is not None)
-        undo.callback(records.close)
-        connections = ConnectionChannel.pair()
-        for channel in connections:
-            undo.callback(channel.close)
-        control, worker_control = ControlChannel.pair()
-        undo.callback(control.close)
-        with contextlib.closing(worker_control):
-            process = _start_process(order.module, worker_control.fileno(), order)
-        undo.callback(process.wait)
-        undo.callback(process.kill)
+class Outfit:
+    """What a worker is given, before it is a process. Owns all of it until `employ`."""
+
+    def __init__(self, order: WorkerOrder) -> None:
+        """Raises OSError or StartError and leaves nothing behind."""
+        with contextlib.ExitStack() as undo:
+            self._records = _Records(order.ring, wanted=order.secrets is not None)
+            undo.callback(self._records.close)
+            self._connections = ConnectionChannel.pair()
+            for channel in self._connections:
+                undo.callback(channel.close)
+            self._control, self.worker_control = ControlChannel.pair()
+            undo.callback(self._control.close)
+            undo.callback(self.worker_control.close)
+            self._undo = undo.pop_all()
+
+    def close(self) -> None:
+        """Give everything back. A process that was not employed ends with its channel."""
+        self._undo.close()
+
+    def employ(
+        self, identity: WorkerIdentity, process: Process, order: WorkerOrder, *, selftest: bool
+    ) -> WorkerHandle:
+        """Say hello, and hand everything to the worker's handle. Raises OSError."""
         hello = Hello(
             worker_id=identity.worker_id,
             slot=identity.slot,
@@ -424,22 +437,39 @@ def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> Wo
             config=dict(order.config),
             secrets=None if order.secrets is None else dict(order.secrets),
             listeners=tuple(order.listeners),
-            record_channel=records.kind,
+            record_channel=self._records.kind,
             selftest=selftest,
             master_pid=os.getpid(),
         )
-        fds = [connections[1].fileno(), records.segment.fd, *records.fds, *order.udp_fds]
+        theirs = self._connections[1].fileno()
+        fds = [theirs, self._records.segment.fd, *self._records.fds, *order.udp_fds]
         with contextlib.suppress(ChannelClosedError):  # dead already: found by its exit
-            if not control.send(hello, fds):
+            if not self._control.send(hello, fds):
                 raise OSError(errno.ENOBUFS, "the hello does not fit the control channel")
-        records.close_worker_ends()
-        handle = WorkerHandle(identity, process, control, connections, records)
+        self._records.close_worker_ends()
+        self.worker_control.close()
+        handle = WorkerHandle(identity, process, self._control, self._connections, self._records)
         handle.assignments.claim(identity.worker_id, identity.generation)
+        self._undo.pop_all()
+        return handle
+
+
+def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> WorkerHandle:
+    """Start a worker and say hello. Raises OSError or StartError and leaves nothing behind."""
+    with contextlib.ExitStack() as undo:
+        outfit = Outfit(order)
+        undo.callback(outfit.close)
+        process = start_process(order.module, outfit.worker_control.fileno(), order)
+        outfit.worker_control.close()
+        undo.callback(process.wait)
+        undo.callback(process.kill)
+        handle = outfit.employ(identity, process, order, selftest=selftest)
         undo.pop_all()
     return handle
 
 
-def _start_process(module: str, fd: int, order: WorkerOrder) -> subprocess.Popen[bytes]:
+def start_process(module: str, fd: int, order: WorkerOrder) -> subprocess.Popen[bytes]:
+    """Start an interpreter that runs a module of ours and inherits one descriptor."""
     command = [*interpreter(), "-m", module, str(fd)]
     environment = {**worker_environment(), **order.environment}
     # The mask goes through fork and exec; see _HELD_BACK.
@@ -485,7 +515,8 @@ def worker_environment() -> dict[str, str]:
     return environment
 
 
-def _open_pidfd(pid: int) -> int:
+def open_pidfd(pid: int) -> int:
+    """Return a descriptor that is readable once the process has ended; -1 where there is none."""
     try:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):  # macOS; a kernel before 5.3; seccomp

@@ -7,7 +7,7 @@ the ready ones, and leaves them before it is told.
 
 import enum
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Final
 
 from asgiri.master.actions import Action, Level, Report, Spawn, Switch
@@ -124,7 +124,8 @@ class Roster:
 
     def report(self, level: Level, text: str, worker: Worker) -> None:
         """Write down a fact about a worker."""
-        self._actions.append(Report(level, text, worker.worker_id))
+        place = f"worker[{worker.slot}] gen={worker.generation}"
+        self._actions.append(Report(level, text, worker.worker_id, place))
 
     def take_actions(self) -> list[Action]:
         """Return what was written down since the last call."""
@@ -155,11 +156,12 @@ class Roster:
         self._workers[worker.worker_id] = worker
         self._actions.append(order)
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self, without: Collection[int] = ()) -> dict[str, Any]:
         """Return what `restore` reads."""
+        workers = [worker for worker in self.all() if worker.worker_id not in without]
         return {
             "next_worker_id": self._next_worker_id,
-            "workers": [{**worker.to_state(), "role": worker.role.value} for worker in self.all()],
+            "workers": [{**worker.to_state(), "role": worker.role.value} for worker in workers],
         }
 
     def restore(self, state: Mapping[str, Any], policy: WorkerPolicy, now: float) -> None:

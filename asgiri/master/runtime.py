@@ -39,7 +39,7 @@ from asgiri.master.kept import NAME as KEPT_NAME
 from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
 from asgiri.master.loop import EventLoop
 from asgiri.master.notify import ServiceManager
-from asgiri.master.processes import WorkerHandle, WorkerOrder, interpreter
+from asgiri.master.processes import MOLD_MODULE, WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
 from asgiri.master.reporting import Reporting
@@ -49,6 +49,7 @@ from asgiri.master.slots import DRAIN_GRACE
 from asgiri.master.steering import Steering
 from asgiri.master.supervisor import Supervisor
 from asgiri.master.takeover import MasterState, Takeover, read_state, start_cold
+from asgiri.prctl import become_subreaper
 
 logger = logging.getLogger("asgiri.master")
 
@@ -137,6 +138,7 @@ class Master:
         cleanup.callback(self._service.close)
         set_title(f"asgiri: master [{config.process.name or config.app.target}]")
         raise_file_limit()
+        _prepare_for(config)
         if state is None:
             self._listeners = self._open_listeners(cleanup)
         else:
@@ -175,8 +177,8 @@ class Master:
             words,
             settings.started_in,
             snapshot=self._snapshot,
-            is_settled=lambda: self._supervisor.is_settled,
-            before=self._signals.pass_on,
+            is_settled=lambda: self._supervisor.is_settled and not self._fleet.unborn,
+            before=self._let_go,
             bystanders=self._fleet.bystanders,
         )
         cleanup.callback(self._takeover.cancel)
@@ -252,6 +254,7 @@ class Master:
             udp_fds=[listener.fileno() for listener in self._listeners.datagrams],
             environment=self._settings.environment,
             folder=self._settings.folder or None,
+            mold=MOLD_MODULE if config.workers.preload else "",
         )
 
     # Running
@@ -301,7 +304,7 @@ class Master:
             secrets=None if self._secrets is None else self._secrets.to_json(),
             listeners=self._listeners.to_state(),
             workers=[worker.to_state() for worker in workers],
-            supervisor=self._supervisor.to_state(),
+            supervisor=self._supervisor.to_state(self._fleet.unborn),
             acceptor=acceptor.to_state(),
             begun=[(connection_id.hex(), worker_id) for connection_id, worker_id in begun],
             reporting=self._reporting.to_state(),
@@ -310,6 +313,11 @@ class Master:
         for worker in workers:
             fds += worker.inherited_fds()
         return state, fds + acceptor.inherited_fds()
+
+    def _let_go(self) -> None:
+        """Leave to the next program of this process what it needs, and nothing more."""
+        self._fleet.end_molds()
+        self._signals.pass_on()
 
     def _carry_out(self, action: Action) -> None:
         """Carry out what concerns the server as a whole."""
@@ -414,6 +422,7 @@ class Master:
         self._service.reloading(2 * self._config.workers.boot_timeout)
         try:
             settings = self._reread()
+            _prepare_for(settings.config)
         except (ConfigError, StartError) as error:
             logger.error("reload refused, everything stays as it is: %s", error)
             self._reporting.facts["reload_failure"] = f"refused: {error}"
@@ -452,3 +461,11 @@ class Master:
                 100 * (busy - busy_before) / (now - since),
             )
         self._loop.call_later(LOAD_INTERVAL, lambda: self._watch_load(now, busy))
+
+
+def _prepare_for(config: Config) -> None:
+    """Make this process what the configuration asks for. Raises StartError."""
+    if config.workers.preload and not become_subreaper():
+        raise StartError(
+            "--preload: this system has no PR_SET_CHILD_SUBREAPER (Linux 3.4); leave it out"
+        )

@@ -34,7 +34,7 @@ what the first let finish.
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, NamedTuple
 
@@ -199,13 +199,13 @@ class Supervisor:
         """True once the server stops."""
         return self._phase in _ENDED
 
-    def to_state(self) -> dict[str, Any]:
-        """Return what `resume` reads; when settled."""
+    def to_state(self, without: Collection[int] = ()) -> dict[str, Any]:
+        """Return what `resume` reads; when settled. `without` these, which are no process yet."""
         return {
             "generation": self._generation,
             "last_generation": self._last_generation,
             "target": self._target,
-            "roster": self._roster.to_state(),
+            "roster": self._roster.to_state(without),
             "statistics": asdict(self.statistics),
         }
 
@@ -232,6 +232,11 @@ class Supervisor:
         worker = self._known(worker_id)
         self._roster.remove(worker)
         self._lose(worker, f"cannot be started: {reason}", now, exit_code=_CANNOT_RUN)
+        return self._settle(now)
+
+    def worker_withdrawn(self, worker_id: int, now: float) -> list[Action]:
+        """It was told to quit before it was a process, and never will be one."""
+        self._roster.remove(self._known(worker_id))
         return self._settle(now)
 
     def worker_ready(self, worker_id: int, now: float) -> list[Action]:

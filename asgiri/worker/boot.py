@@ -12,8 +12,9 @@ import select
 import socket
 import time
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 
 from setproctitle import setproctitle
 
@@ -22,7 +23,7 @@ from asgiri.config import Config
 from asgiri.errors import ChannelClosedError, ExitCode
 from asgiri.ipc.channel import ConnectionChannel, ControlChannel
 from asgiri.ipc.counter import EventCounter
-from asgiri.ipc.messages import Failed, Hello
+from asgiri.ipc.messages import Failed, Hello, MoldHello
 from asgiri.ipc.records import RecordReader
 from asgiri.ipc.ring import RingReader
 from asgiri.ipc.segment import Segment
@@ -35,6 +36,7 @@ HELLO_TIMEOUT: Final = 10.0
 """How long the master may take to say hello. It does so right after it has started us."""
 
 Stage = Literal["import", "lifespan", "tls", "selftest", "config"]
+H = TypeVar("H", Hello, MoldHello)
 
 
 class BootError(Exception):
@@ -62,14 +64,20 @@ class Resources:
 
 def receive_hello(control: ControlChannel) -> tuple[Hello, Resources]:
     """Wait for the master's first message. Raises ChannelClosedError when none comes."""
+    hello, fds = receive_first(control, Hello)
+    return hello, _take_resources(hello, fds)
+
+
+def receive_first(control: ControlChannel, kind: type[H]) -> tuple[H, list[int]]:
+    """Wait for the first message, and what comes with it. Raises ChannelClosedError."""
     poll = select.poll()
     poll.register(control.fileno(), select.POLLIN)
     deadline = time.monotonic() + HELLO_TIMEOUT
     while (left := deadline - time.monotonic()) > 0:
         poll.poll(left * 1000)
         received = control.receive()
-        if received is not None and isinstance(received[0], Hello):
-            return received[0], _take_resources(received[0], received[1])
+        if received is not None and isinstance(received[0], kind):
+            return received[0], received[1]
     raise ChannelClosedError(f"no hello within {HELLO_TIMEOUT:.0f} s")
 
 
@@ -90,12 +98,7 @@ def _take_resources(hello: Hello, fds: list[int]) -> Resources:
 
 def configure(hello: Hello) -> Config:
     """Read the configuration and apply what concerns the process."""
-    try:
-        config = Config.from_json(hello.config)
-    except Exception as error:  # a master that took over may run other code than ours
-        raise BootError(
-            "config", f"configuration: {error}", traceback.format_exc(), ExitCode.RUNTIME
-        ) from None
+    config = _read_config(hello.config)
     setproctitle(f"asgiri: worker {hello.slot} gen {hello.generation} [{config.app.target}]")
     os.environ["ASGIRI_WORKER_SLOT"] = str(hello.slot)
     os.environ["ASGIRI_WORKER_ID"] = str(hello.worker_id)
@@ -105,6 +108,25 @@ def configure(hello: Hello) -> Config:
         process.pin(hello.slot)
     logs.configure(config.log, "worker")
     return config
+
+
+def configure_mold(hello: MoldHello) -> Config:
+    """Do the same for a mold, as far as it is the same for all its workers."""
+    config = _read_config(hello.config)
+    setproctitle(f"asgiri: mold gen {hello.generation} [{config.app.target}]")
+    os.environ["ASGIRI_GENERATION"] = str(hello.generation)
+    process.raise_file_limit()
+    logs.configure(config.log, "worker")
+    return config
+
+
+def _read_config(document: Mapping[str, Any]) -> Config:
+    try:
+        return Config.from_json(document)
+    except Exception as error:  # a master that took over may run other code than ours
+        raise BootError(
+            "config", f"configuration: {error}", traceback.format_exc(), ExitCode.RUNTIME
+        ) from None
 
 
 def load_tls(config: Config) -> ServerTls | None:
@@ -119,6 +141,11 @@ def load_tls(config: Config) -> ServerTls | None:
 
 def new_event_loop(config: Config) -> asyncio.AbstractEventLoop:
     """Make the event loop that the configuration names."""
+    return event_loop_maker(config)()
+
+
+def event_loop_maker(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Import the event loop that the configuration names. Makes none."""
     if config.app.loop != "asyncio":
         try:
             import uvloop  # noqa: PLC0415  (not on every platform)
@@ -128,8 +155,8 @@ def new_event_loop(config: Config) -> asyncio.AbstractEventLoop:
                     "config", "--loop uvloop: is not installed; leave it out", "", ExitCode.RUNTIME
                 ) from None
         else:
-            return cast(asyncio.AbstractEventLoop, uvloop.new_event_loop())
-    return asyncio.new_event_loop()
+            return cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
+    return asyncio.new_event_loop
 
 
 def import_application(config: Config) -> LoadedApplication:

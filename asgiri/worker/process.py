@@ -19,14 +19,13 @@ from types import FrameType
 from typing import Final
 
 from asgiri.ipc.channel import largest_batch
+from asgiri.prctl import set_death_signal
 
 HARD_STOP: Final = 5
 """Seconds from the death of the master (or SIGTERM) to the end of a worker that will not end by
-itself. The number of SIGTRAP, see `die_with_master`."""
+itself. The number of SIGTRAP, see `attach_to`."""
 EXIT_PATIENCE: Final = 2.0
 """How long the interpreter may wait for threads of the application when it exits."""
-
-PR_SET_PDEATHSIG: Final = 1
 
 # The master speaks for the whole server: what a terminal or an operator sends to the group is its
 # business.
@@ -59,7 +58,6 @@ class Termination:
             signal.signal(number, _ignore)
         # The master started us with these held back.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, MASTER_SIGNALS)
-        die_with_master()
 
     def react_with(self, react: Callable[[], None]) -> None:
         """From now on call this, in the main thread between two instructions; before, just exit."""
@@ -84,19 +82,22 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
     pass
 
 
-def die_with_master() -> None:
-    """Have Linux end this process HARD_STOP seconds after the master.
+def attach_to(master_pid: int) -> bool:
+    """Have Linux end this process HARD_STOP seconds after the master, if not earlier.
 
     That is for a worker that is blocked: one whose loop turns sees the end of its channel and goes
     in order. A handler of Python's would not do, nor one that ctypes makes: code in C that keeps
     the interpreter's lock runs neither. So the handler is alarm(2) itself, which is safe as one
     (signal-safety(7)); it is called with the signal's number. Elsewhere only `is_orphan` tells.
+
+    False when the master has ended already, or is not our parent.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             libc = ctypes.CDLL(None)
             libc.signal(signal.SIGTRAP, libc.alarm)
-            libc.prctl(PR_SET_PDEATHSIG, signal.SIGTRAP)
+            set_death_signal(signal.SIGTRAP)
+    return not is_orphan(master_pid)
 
 
 def is_orphan(master_pid: int) -> bool:

@@ -85,8 +85,8 @@ CHECK_INTERVAL: Final = 0.02
 """How often a drain looks whether anything is left."""
 
 
-def run(control_fd: int) -> int:
-    """Be a worker; return the exit status."""
+def run(control_fd: int, loaded: LoadedApplication | None = None) -> int:
+    """Be a worker; return the exit status. `loaded`: this process was forked from a mold."""
     termination = process.Termination()
     termination.install()
     # It came through exec; programs that the application starts must not hold it open.
@@ -96,13 +96,14 @@ def run(control_fd: int) -> int:
         hello, resources = boot.receive_hello(control)
     except ChannelClosedError:
         return ExitCode.OK
-    if process.is_orphan(hello.master_pid):
+    # After the hello: by then a worker that was forked from a mold is the master's child.
+    if not process.attach_to(hello.master_pid):
         return ExitCode.OK
     scoreboard = Scoreboard(resources.segment.scoreboard)
     scoreboard.claim(hello.worker_id, os.getpid())
     status = ExitCode.OK
     try:
-        _boot_and_serve(control, hello, resources, scoreboard, termination)
+        _boot_and_serve(control, hello, resources, scoreboard, termination, loaded)
     except boot.BootError as error:
         scoreboard.set(Cell.STATE, WorkerState.FAILED)
         _tell(control, error.failed)
@@ -118,14 +119,16 @@ def _boot_and_serve(
     resources: boot.Resources,
     scoreboard: Scoreboard,
     termination: process.Termination,
+    loaded: LoadedApplication | None,
 ) -> None:
     config = boot.configure(hello)
     tls = boot.load_tls(config)
     loop = boot.new_event_loop(config)
     asyncio.set_event_loop(loop)
-    scoreboard.set(Cell.STATE, WorkerState.IMPORTING)
-    _tell(control, Importing())
-    loaded = boot.import_application(config)
+    if loaded is None:
+        scoreboard.set(Cell.STATE, WorkerState.IMPORTING)
+        _tell(control, Importing())
+        loaded = boot.import_application(config)
     worker = Worker(control, hello, resources, scoreboard, config, loop, loaded, tls)
     termination.react_with(worker.terminated)
     try:

@@ -71,6 +71,10 @@ others = st.one_of(
     st.builds(Failed, stages, text, text),
     st.just(Drained()),
     st.builds(WarningMessage, text),
+    st.builds(messages.MoldHello, number, objects, number),
+    st.builds(messages.Cast, number),
+    st.builds(messages.Forked, number, number),
+    st.builds(messages.ForkFailed, number, text),
 )
 
 

@@ -22,6 +22,7 @@ from asgiri.master.actions import (
     Spawn,
     Started,
     StopListening,
+    Stopped,
     Switch,
 )
 from asgiri.master.roster import FIRST_BACK_OFF, HEALTHY_AFTER, LONGEST_BACK_OFF
@@ -190,6 +191,11 @@ class Host:
         self.processes[worker_id].going = True
         return self.do(self.supervisor.worker_drained(worker_id, self.now))
 
+    def withdraw(self, worker_id):
+        del self.processes[worker_id]
+        self.lost.add(worker_id)
+        return self.do(self.supervisor.worker_withdrawn(worker_id, self.now))
+
     def obey(self):
         """Let everybody do what it was told, or has said that it would."""
         for worker_id, process in list(self.processes.items()):
@@ -318,6 +324,17 @@ def test_worker_that_hangs_before_the_start_ends_the_server():
     assert [Kill(w, KillSignal.KILL) in host.actions for w in (100, 101, 102)] == [True] * 3
     host.obey()
     assert host.stopped == 3
+
+
+def test_who_was_told_to_quit_before_it_was_a_process_is_forgotten_without_a_word():
+    host = Host()
+    host.do(host.supervisor.start(host.now))
+    host.do(host.supervisor.stop(host.now))
+    host.forget()
+    for worker_id in list(host.spawned):
+        host.withdraw(worker_id)
+    assert host.stopped == 0
+    assert [type(action) for action in host.actions] == [Stopped]
 
 
 def test_process_that_cannot_be_started_ends_a_server_that_has_not():
@@ -1250,6 +1267,16 @@ class SupervisorModel(RuleBasedStateMachine):
 
     @rule(data=st.data())
     @precondition(lambda self: self.running())
+    def is_never_born(self, data):
+        """Told to quit while its mold still imports."""
+        worker_id = self.pick(
+            data, where=lambda p: not p.ready and [type(order) for order in p.told] == [Quit]
+        )
+        if worker_id is not None:
+            self.host.withdraw(worker_id)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.running())
     def drains(self, data):
         worker_id = self.pick(data)
         self.host.drain_unasked(worker_id)
@@ -1397,6 +1424,13 @@ def test_another_program_goes_on_with_the_workers_as_they_are():
     assert other.spawned[-1] == max(host.spawned) + 1
     other.do(other.supervisor.reload(other.policy, other.now))
     assert other.generation == 3
+
+
+def test_who_is_no_process_yet_is_not_passed_on():
+    """In the state that the new program is shown; it takes over when all are born."""
+    host = Host(count=2).begin()
+    state = host.supervisor.to_state(without=[host.spawned[1]])
+    assert [known["worker_id"] for known in state["roster"]["workers"]] == host.spawned[:1]
 
 
 def test_a_start_a_stop_and_a_reload_are_finished_first():

@@ -114,8 +114,8 @@ class TinyWorker:
                 self.udp[peer.listener].sendmsg([text.encode()], source, 0, peer.address)
 
 
-def main() -> None:
-    control = ControlChannel.adopt(int(sys.argv[1]))
+def main(control_fd: int) -> None:
+    control = ControlChannel.adopt(control_fd)
     select.select([control.fileno()], [], [])
     received = control.receive()
     assert received is not None
@@ -147,4 +147,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))
