@@ -1,4 +1,4 @@
-"""Starlette, FastAPI and Django run unchanged, over every version."""
+"""Starlette, FastAPI, Django, Channels, Quart and Flask run unchanged, over every version."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.behaviour.versions import connect_http1, connect_http2, connect_http3
 from tests.support.apps import pattern
 from tests.support.client import ClientConnection, request
 from tests.support.server import Server, serve
+from tests.support.websocket_client import open_websocket
 
 pytestmark = pytest.mark.slow
 
@@ -29,10 +30,23 @@ CONNECT: dict[str, Callable[..., Awaitable[ClientConnection]]] = {
 @dataclass(frozen=True, slots=True)
 class Framework:
     package: str
-    has_lifespan: bool = True
+    has_rooms: bool = True
+    """Serves WebSockets."""
+
+    @property
+    def served_file(self) -> Path:
+        package = "django" if self.package == "channels" else self.package
+        return APPS / f"{package}_app.py"
 
 
-FRAMEWORKS = [Framework("starlette"), Framework("fastapi"), Framework("django", has_lifespan=False)]
+FRAMEWORKS = [
+    Framework("starlette"),
+    Framework("fastapi"),
+    Framework("django", has_rooms=False),
+    Framework("channels"),
+    Framework("quart"),
+    Framework("flask", has_rooms=False),
+]
 
 
 @pytest.fixture(params=FRAMEWORKS, ids=lambda framework: framework.package)
@@ -62,11 +76,15 @@ async def test_an_application_works_over_every_version(server: Server, framework
             await check_file(connection, framework)
             if framework.package == "fastapi":
                 await check_item(connection)
+            if framework.package == "starlette":
+                await check_static_files(connection)
         finally:
             await connection.close()
         connection = await connect(server)
         assert (await request(connection, "GET", "/fail")).status == 500
         await connection.close()
+        if framework.has_rooms:
+            await check_room(await connect(server))
 
 
 async def check_hello(connection: ClientConnection, version: str) -> None:
@@ -102,7 +120,7 @@ async def check_stream(connection: ClientConnection) -> None:
 
 async def check_file(connection: ClientConnection, framework: Framework) -> None:
     response = await request(connection, "GET", "/file")
-    assert response.body == (APPS / f"{framework.package}_app.py").read_bytes()
+    assert response.body == framework.served_file.read_bytes()
 
 
 async def check_item(connection: ClientConnection) -> None:
@@ -113,3 +131,30 @@ async def check_item(connection: ClientConnection) -> None:
     assert json.loads(response.body) == {"name": "APPLE", "price": 3.0}
     response = await request(connection, "POST", "/item", [("content-type", "x/y")], b"{}")
     assert response.status == 422
+
+
+async def check_static_files(connection: ClientConnection) -> None:
+    content = (APPS / "starlette_app.py").read_bytes()
+    response = await request(connection, "GET", "/static/starlette_app.py")
+    assert response.body == content
+    known = ("if-none-match", response.header("etag") or "")
+    response = await request(connection, "GET", "/static/starlette_app.py", [known])
+    assert (response.status, response.body) == (304, b"")
+    part = ("range", "bytes=10-19")
+    response = await request(connection, "GET", "/static/starlette_app.py", [part])
+    assert (response.status, response.body) == (206, content[10:20])
+    assert (await request(connection, "HEAD", "/static/starlette_app.py")).body == b""
+    assert (await request(connection, "GET", "/static/../test_frameworks.py")).status == 404
+
+
+async def check_room(connection: ClientConnection) -> None:
+    socket = await open_websocket(connection, "/room/blue", subprotocols=("chat",), deflate=True)
+    assert socket.subprotocol == "chat"
+    for text in ("hello", "€" * 10_000):
+        await socket.send_text(text)
+        assert await socket.read_message() == f"blue: {text}"
+    await socket.send_text("leave")
+    assert await socket.read_close() == (4000, "bye")
+    await socket.send_close(4000)
+    await socket.wait_ended()
+    await connection.close()

@@ -69,3 +69,13 @@ def file() -> FileResponse:
 @app.get("/fail")
 def fail() -> None:
     raise RuntimeError("framework error on purpose")
+
+
+@app.websocket("/room/{name}")
+async def room(socket: fastapi.WebSocket, name: str) -> None:
+    await socket.accept(subprotocol="chat")
+    async for text in socket.iter_text():
+        if text == "leave":
+            await socket.close(4000, "bye")
+            return
+        await socket.send_text(f"{name}: {text}")

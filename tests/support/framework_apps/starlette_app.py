@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+from starlette.websockets import WebSocket
 
 
 @contextlib.asynccontextmanager
@@ -51,6 +54,14 @@ async def fail(_: Request) -> PlainTextResponse:
     raise RuntimeError("framework error on purpose")
 
 
+async def room(socket: WebSocket) -> None:
+    await socket.accept(subprotocol="chat")
+    name = socket.path_params["name"]
+    while (text := await socket.receive_text()) != "leave":
+        await socket.send_text(f"{name}: {text}")
+    await socket.close(4000, "bye")
+
+
 app = Starlette(
     lifespan=lifespan,
     routes=[
@@ -60,5 +71,7 @@ app = Starlette(
         Route("/stream", stream),
         Route("/file", file),
         Route("/fail", fail),
+        WebSocketRoute("/room/{name}", room),
+        Mount("/static", StaticFiles(directory=Path(__file__).parent)),
     ],
 )
