@@ -30,7 +30,7 @@ from asgiri.worker.transport.connection import TcpConnection
 from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.tls import ServerTls
+from asgiri.worker.transport.tls import ServerTls, handshaking
 from asgiri.worker.transport.trust import TrustedPeers
 
 logger = logging.getLogger("asgiri.worker")
@@ -128,6 +128,7 @@ class TcpEndpoint:
             if new.tls is None:
                 await loop.connect_accepted_socket(lambda: new, connection)
             else:
+                handshaking.set(connection)
                 await loop.connect_accepted_socket(
                     lambda: new,
                     connection,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import re
+import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +22,12 @@ VERIFY_MODES: Final = {
     "required": ssl.CERT_REQUIRED,
 }
 TLS_VERSIONS: Final = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
+
+
+handshaking: Final[contextvars.ContextVar[socket.socket | None]] = contextvars.ContextVar(
+    "handshaking", default=None
+)
+"""The socket whose TLS handshake begins in this context; set by who begins it."""
 
 
 class TlsError(Exception):
@@ -83,10 +91,42 @@ class ServerTls:
         }
 
 
+class _ServerSide(ssl.SSLObject):
+    """Sends the alert by which a handshake fails (RFC 8446 §6.2), so that the client learns why.
+
+    asyncio and uvloop drop what OpenSSL has written when they see its error.
+    """
+
+    _outgoing: ssl.MemoryBIO
+    _socket: socket.socket | None
+
+    # Where the standard library makes the objects of a context. If that moves, alerts stay away.
+    @classmethod
+    def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> Any:
+        created = super()._create(incoming, outgoing, **options)  # type: ignore[misc]
+        created._outgoing = outgoing
+        created._socket = handshaking.get()
+        return created
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            alert = self._outgoing.read()
+            if alert and self._socket is not None:
+                # Nothing waits before it: the client has answered what was sent until here.
+                with contextlib.suppress(OSError):
+                    self._socket.send(alert, socket.MSG_DONTWAIT)
+            raise
+
+
 def _create_context(
     tls: TlsConfig, http: HttpConfig, certfile: str, keyfile: str
 ) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sslobject_class = _ServerSide
     context.minimum_version = (
         ssl.TLSVersion.TLSv1_3 if tls.tls_min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     )

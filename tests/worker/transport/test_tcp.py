@@ -124,6 +124,29 @@ async def test_client_that_does_not_trust_us_is_counted():
         assert worker.count(Cell.TLS_HANDSHAKE_FAILURES) == 1
 
 
+@pytest.mark.parametrize(
+    ("maximum_version", "ciphers", "alert"),
+    [
+        (ssl.TLSVersion.TLSv1_3, "", "certificate required"),
+        (ssl.TLSVersion.TLSv1_2, "", "handshake failure"),
+        (ssl.TLSVersion.TLSv1_2, "DHE-RSA-AES256-SHA", "handshake failure"),
+    ],
+)
+async def test_client_whose_handshake_fails_is_told_why(maximum_version, ciphers, alert):
+    authority = str(certificates().authority)
+    tls = {"cert_reqs": "required", "ca_certs": authority}
+    async with serve_app(hello, secure=True, tls=tls) as worker:
+        context = certificates().client_context("http/1.1")
+        context.maximum_version = maximum_version
+        if ciphers:
+            context.set_ciphers(ciphers)
+        with pytest.raises(ssl.SSLError, match=f"(?i)alert {alert}"):
+            async with await worker.connect(ssl=context) as client:
+                await client.reader.read()
+        await worker.wait_until(lambda: worker.count(Cell.TCP_CLOSED))
+        assert worker.count(Cell.TLS_HANDSHAKE_FAILURES) == 1
+
+
 async def test_handshake_that_takes_too_long_is_given_up():
     async with serve_app(hello, secure=True, tls={"handshake_timeout": 0.1}) as worker:
         async with await worker.connect(ssl=None, server_hostname=None) as client:
