@@ -97,15 +97,15 @@ class _ServerSide(ssl.SSLObject):
     asyncio and uvloop drop what OpenSSL has written when they see its error.
     """
 
-    _outgoing: ssl.MemoryBIO
-    _socket: socket.socket | None
+    outgoing: ssl.MemoryBIO
+    wire: socket.socket | None
 
     # Where the standard library makes the objects of a context. If that moves, alerts stay away.
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> Any:
         created = super()._create(incoming, outgoing, **options)  # type: ignore[misc]
-        created._outgoing = outgoing
-        created._socket = handshaking.get()
+        created.outgoing = outgoing
+        created.wire = handshaking.get()
         return created
 
     def do_handshake(self) -> None:
@@ -114,11 +114,11 @@ class _ServerSide(ssl.SSLObject):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
         except ssl.SSLError:
-            alert = self._outgoing.read()
-            if alert and self._socket is not None:
+            alert = self.outgoing.read()
+            if alert and self.wire is not None:
                 # Nothing waits before it: the client has answered what was sent until here.
                 with contextlib.suppress(OSError):
-                    self._socket.send(alert, socket.MSG_DONTWAIT)
+                    self.wire.send(alert, socket.MSG_DONTWAIT)
             raise
 
 
