@@ -9,7 +9,9 @@ does not run into the worker that happened to look idle. To that come the reques
 on, and how late its event loop runs. A worker whose heart has not beaten for STALE_AFTER stands
 in a handler: what is sent there would wait for it, so it gets nothing while another one beats. A
 worker that has something unread and gives no sign of life for LATE_AFTER is late: it gets nothing
-more, and what it has not read is taken back as soon as another one is free.
+while another one is in time, and what it has not read is taken back as soon as another one is free.
+When all are late each may have PREFETCH unread, and the caller keeps the others: whichever goes on
+first is given them.
 
 A worker at its limit of requests (`request_limit`) gets no connections, and while requests are
 balanced (`hold`) none that stands still does: the caller keeps what nobody may take.
@@ -83,8 +85,9 @@ class BalancePolicy(enum.Enum):
     LEAST_LOADED = "least-loaded"
     ROUND_ROBIN = "round-robin"
     CLIENT_IP = "client-ip"
-    """The same client address goes to the same slot, blocked or not: for applications that keep
-    state in a worker. Another slot only while its own is empty or leaves too much unread."""
+    """The same client address goes to the same slot, late, blocked or not: for applications that
+    keep state in a worker. Another slot only while its own is empty, leaves as much unread as
+    UNADOPTED_LIMIT says, or is at its limit of requests."""
 
 
 class LoadView(Protocol):
@@ -121,6 +124,7 @@ class _Worker:
         "fresh",
         "lag",
         "late",
+        "own_room",
         "room",
         "score",
         "slot",
@@ -139,6 +143,9 @@ class _Worker:
         """It left something unread, and has given no sign of life since."""
         self.room = 0
         """Connections that it may be given before the next look."""
+        self.own_room = 0
+        """The same for clients that nobody else shall serve: they wait for it although it is late.
+        """
         self.score = 0
         self.unadopted = 0
         self._life = 0
@@ -162,12 +169,11 @@ class _Worker:
         # Between two beats the loop is at least as late as its beat.
         lag = self.lag = max(get(_LAG_EWMA_US) * 1e-6, now - beat - BEAT_INTERVAL)
         active = get(_REQUESTS_ACTIVE)
-        self.room = UNADOPTED_LIMIT + 1 - unadopted
-        if self.late:
-            self.room = min(self.room, PREFETCH - unadopted)
+        self.own_room = UNADOPTED_LIMIT + 1 - unadopted
         if request_limit:
             # What it has not read is as many requests, soon.
-            self.room = min(self.room, request_limit - active - unadopted)
+            self.own_room = min(self.own_room, request_limit - active - unadopted)
+        self.room = min(self.own_room, PREFETCH - unadopted) if self.late else self.own_room
         self.score = (
             self.tcp_assigned
             - ended
@@ -198,6 +204,7 @@ class _Worker:
         self.tcp_assigned += count
         self.unadopted += count
         self.room -= count
+        self.own_room -= count
         self.score += count
 
     def assigned_quic(self) -> None:
@@ -440,7 +447,7 @@ class Dispatcher:
     def _choose(self, client_ip: str) -> _Worker | None:
         match self._policy:
             case BalancePolicy.CLIENT_IP if client_ip:
-                with_room = (worker for worker in self._ready if worker.room > 0)
+                with_room = (worker for worker in self._ready if worker.own_room > 0)
                 return self._heaviest(client_ip.encode(), with_room)
             case BalancePolicy.ROUND_ROBIN:
                 return next(self._with_room(), None)

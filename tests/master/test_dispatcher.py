@@ -22,6 +22,7 @@ from asgiri.master.dispatcher import (
     LAG_SLACK,
     LATE_AFTER,
     OBSERVE_INTERVAL,
+    PREFETCH,
     REQUEST_WEIGHT,
     SAMPLE_INTERVAL,
     STALE_AFTER,
@@ -306,6 +307,16 @@ def test_client_ip_waits_for_its_worker_although_that_stands_still():
     host.beat(11, ago=1.0)
     host.look_again()
     assert slots_of_clients(host) == before
+
+
+def test_client_ip_waits_for_its_worker_although_that_is_late():
+    host = client_ip_host(3)
+    own = host.connect("192.0.2.1")
+    host.dispatcher.assigned_tcp(own, PREFETCH)
+    host.wait(0.02, beating=[])
+    assert {host.connect("192.0.2.1") for _ in range(UNADOPTED_LIMIT - PREFETCH)} == {own}
+    host.look_again()
+    assert host.connect("192.0.2.1") not in (own, None)
 
 
 def test_client_without_an_address_goes_to_the_least_loaded():
