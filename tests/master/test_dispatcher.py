@@ -508,6 +508,32 @@ def test_who_was_late_gets_nothing_until_it_gives_a_sign_of_life():
     assert host.dispatcher.take_back(host.now) == [2]
 
 
+@pytest.mark.parametrize("policy", [BalancePolicy.LEAST_LOADED, BalancePolicy.ROUND_ROBIN])
+def test_when_all_are_late_each_has_few_unread_and_the_caller_keeps_the_others(policy):
+    host = Host(workers=2, policy=policy)
+    assert sorted([host.connect(), host.connect()]) == [1, 2]
+    host.wait(0.01, beating=[])
+    assert sorted(host.connect() for _ in range(2 * (PREFETCH - 1))) == [1, 2] * (PREFETCH - 1)
+    assert host.connect() is None
+    # Whichever goes on first is given them.
+    host.pages[2].add(Cell.TCP_ADOPTED)
+    assert [host.connect() for _ in range(5)] == [2] * 5
+
+
+def test_a_new_worker_late_with_its_first_connection_is_given_few_more():
+    """What Hypothesis found in the model: a new worker, late with the first it was given."""
+    host = Host(workers=1)
+    for worker_ids in ([2], [3, 4, 5], [6]):
+        for slot, worker_id in enumerate(worker_ids):
+            host.add(worker_id, slot)
+        host.set_ready(worker_ids)
+    assert host.connect() == 6
+    host.wait(0.01, beating=[1, 2, 3, 4, 5])
+    assert [host.connect() for _ in range(PREFETCH)] == [6] * (PREFETCH - 1) + [None]
+    host.beat(6)
+    assert host.connect() == 6
+
+
 # Balancing requests: what nobody can serve now, the caller keeps
 
 
@@ -651,6 +677,10 @@ class DispatchModel(RuleBasedStateMachine):
 
     The model plays acceptor and runtime by their contract: whatever cannot be given to a worker is
     kept in a central queue and offered again.
+
+    The dispatcher looks at a worker now and then, and notices a sign of life when it does. So it
+    may have found one late or not yet (`may_be_late`), and has for sure when it looked at it twice
+    (`is_late`).
     """
 
     @initialize(policy=st.sampled_from(BalancePolicy))
@@ -660,6 +690,8 @@ class DispatchModel(RuleBasedStateMachine):
         self.next_id = 1
         self.generation = []
         self.unread = {}  # worker_id -> connections in its channel
+        self.quiet_since = {}  # worker_id -> since when it has had some without a sign of life
+        self.seen_quiet_at = {}  # worker_id -> when the dispatcher first saw that
         self.held = {}  # worker_id -> connections it has adopted
         self.stalled = set()
         self.central = []
@@ -672,6 +704,13 @@ class DispatchModel(RuleBasedStateMachine):
         self.unread[worker_id], self.held[worker_id] = [], []
         return worker_id
 
+    def sign_of_life(self, *worker_ids):
+        for worker_id in worker_ids:
+            self.quiet_since.pop(worker_id, None)
+            self.seen_quiet_at.pop(worker_id, None)
+            if self.unread[worker_id]:
+                self.quiet_since[worker_id] = self.host.now
+
     def dispatch(self):
         """Give away what the central queue holds, as far as anybody takes it."""
         while self.central:
@@ -680,29 +719,60 @@ class DispatchModel(RuleBasedStateMachine):
             if worker_id is None:
                 self.check_that_nobody_could()
                 return
-            self.check_choice(worker_id)
+            self.check_choice(worker_id, client)
             self.host.dispatcher.assigned_tcp(worker_id)
             self.unread[worker_id].append(self.central.pop(0))
+            self.quiet_since.setdefault(worker_id, self.host.now)
 
     def beats(self, worker_id):
         page = self.host.pages[worker_id]
         return self.host.now - page.get(Cell.BEAT_NS) * 1e-9 <= STALE_AFTER
 
+    def may_be_late(self, worker_id):
+        # What it has was assigned up to SAMPLE_INTERVAL after the dispatcher saw that it had none.
+        quiet = self.host.now - self.quiet_since.get(worker_id, self.host.now)
+        return quiet > LATE_AFTER - SAMPLE_INTERVAL
+
+    def is_late(self, worker_id):
+        quiet = self.host.now - self.seen_quiet_at.get(worker_id, self.host.now)
+        return quiet > LATE_AFTER + SAMPLE_INTERVAL
+
+    def in_time(self):
+        return {w for w in self.host.ready if self.beats(w) and not self.may_be_late(w)}
+
     def rooms(self):
         return [w for w in self.host.ready if len(self.unread[w]) <= UNADOPTED_LIMIT]
 
     def check_that_nobody_could(self):
-        candidates = [w for w in self.host.ready if self.beats(w)] or self.host.ready
-        assert not set(candidates) & set(self.rooms())
+        rooms, ready = set(self.rooms()), set(self.host.ready)
+        if self.policy is BalancePolicy.CLIENT_IP:
+            assert not rooms
+            return
+        beating, in_time = {w for w in ready if self.beats(w)}, self.in_time()
+        full = {w for w in beating - rooms if not self.is_late(w)}
+        if in_time or full:
+            # One that is late gets nothing beside those, although they are full.
+            assert not in_time & rooms
+        else:
+            candidates = beating or ready
+            assert all(len(self.unread[w]) >= PREFETCH for w in candidates)
+            assert all(self.may_be_late(w) for w in candidates & rooms)
 
-    def check_choice(self, worker_id):
+    def check_choice(self, worker_id, client):
         assert worker_id in self.host.ready
         assert worker_id in self.rooms()
+        if self.policy is BalancePolicy.CLIENT_IP:
+            own = self.host.dispatcher.rendezvous(client.encode())
+            assert worker_id == own or own not in self.rooms()
+        elif self.is_late(worker_id):
+            assert len(self.unread[worker_id]) < PREFETCH
+            assert not self.in_time() & set(self.rooms())
         if self.policy is BalancePolicy.LEAST_LOADED and self.beats(worker_id):
-            # Nobody else that beats and works on nothing has clearly less; lag may weigh LAG_LIMIT.
+            # Nobody else that is in time and works on nothing has clearly less; lag may weigh
+            # LAG_LIMIT.
             load = len(self.unread[worker_id]) + len(self.held[worker_id])
-            for other in set(self.rooms()) - {worker_id}:
-                if self.beats(other) and not self.host.pages[other].get(Cell.REQUESTS_ACTIVE):
+            for other in self.in_time() & set(self.rooms()) - {worker_id}:
+                if not self.host.pages[other].get(Cell.REQUESTS_ACTIVE):
                     other_load = len(self.unread[other]) + len(self.held[other])
                     assert load <= other_load + LAG_LIMIT
 
@@ -716,7 +786,7 @@ class DispatchModel(RuleBasedStateMachine):
         self.dispatch()
         assert not set(old) & set(self.host.ready)
 
-    @rule(count=st.integers(1, 90))
+    @rule(count=st.integers(1, 3) | st.integers(1, 90))
     def connect(self, count):
         self.central += range(self.made, self.made + count)
         self.made += count
@@ -732,6 +802,9 @@ class DispatchModel(RuleBasedStateMachine):
         taken, self.unread[worker_id] = unread[:count], unread[count:]
         self.held[worker_id] += taken
         self.host.pages[worker_id].add(Cell.TCP_ADOPTED, len(taken))
+        if taken:
+            self.sign_of_life(worker_id)
+        self.host.look_again()
         self.dispatch()
 
     @rule(data=st.data(), count=st.integers(1, 50))
@@ -743,6 +816,9 @@ class DispatchModel(RuleBasedStateMachine):
         closing, self.held[worker_id] = self.held[worker_id][:count], self.held[worker_id][count:]
         self.closed += len(closing)
         self.host.pages[worker_id].add(Cell.TCP_CLOSED, len(closing))
+        if closing:
+            self.sign_of_life(worker_id)
+        self.host.look_again()
 
     @rule(data=st.data(), active=st.integers(0, 20), lag=st.integers(0, 10**6))
     @precondition(lambda self: self.host.pages)
@@ -750,6 +826,7 @@ class DispatchModel(RuleBasedStateMachine):
         worker_id = data.draw(st.sampled_from(sorted(self.host.pages)))
         self.host.pages[worker_id].set(Cell.REQUESTS_ACTIVE, active)
         self.host.pages[worker_id].set(Cell.LAG_EWMA_US, lag)
+        self.host.look_again()
 
     @rule(data=st.data())
     @precondition(lambda self: self.host.pages)
@@ -757,12 +834,24 @@ class DispatchModel(RuleBasedStateMachine):
         self.stalled.add(data.draw(st.sampled_from(sorted(self.host.pages))))
 
     @rule()
+    @precondition(lambda self: self.host.ready)
+    def stall_all(self):
+        """Handlers hog every worker: rare if only one at a time did."""
+        self.stalled.update(self.host.ready)
+
+    @rule()
+    @precondition(lambda self: self.stalled)
     def resume(self):
         self.stalled.clear()
 
     @rule(seconds=st.sampled_from([0.0005, 0.01, 0.05, 0.2, 2.0]))
     def wait(self, seconds):
-        self.host.wait(seconds, beating=sorted(set(self.host.pages) - self.stalled))
+        beating = sorted(set(self.host.pages) - self.stalled)
+        first_look = self.host.now + min(seconds, OBSERVE_INTERVAL)
+        self.host.wait(seconds, beating=beating)
+        self.sign_of_life(*beating)
+        for worker_id in set(self.quiet_since) - set(beating):
+            self.seen_quiet_at.setdefault(worker_id, first_look)
         self.dispatch()
 
     @rule()
@@ -784,6 +873,8 @@ class DispatchModel(RuleBasedStateMachine):
         self.host.dispatcher.withdrawn_tcp(worker_id, len(unread))
         self.host.remove(worker_id)
         self.stalled.discard(worker_id)
+        self.quiet_since.pop(worker_id, None)
+        self.seen_quiet_at.pop(worker_id, None)
         self.central += unread
         self.dispatch()
 
@@ -796,7 +887,7 @@ class DispatchModel(RuleBasedStateMachine):
         assert len(set(connections)) == len(connections) == self.made - self.closed
 
     @invariant()
-    def nobody_waits_beside_a_worker_that_beats_and_has_room(self):
+    def nobody_waits_beside_a_worker_that_could_take_it(self):
         if self.central:
             self.host.look_again()
             self.dispatch()
