@@ -22,9 +22,11 @@ from asgiri.worker.protocol.http1_chunked import ChunkedReader
 from asgiri.worker.protocol.http1_h11 import H11Parser
 from asgiri.worker.protocol.http1_head import (
     FIELD_SECTION,
+    KEPT_SECTIONS,
     REQUEST_LINE,
     FieldParser,
     FieldSection,
+    SectionReader,
     split_fields,
 )
 from asgiri.worker.protocol.http1_llhttp import LlhttpParser
@@ -67,7 +69,7 @@ Operation = Callable[[], object]
 
 def exchange(parser: FieldParser, *requests: bytes) -> Operation:
     """One connection that receives `requests` in turn and answers them."""
-    engine = Http1Connection(parser, CONFIG, DEFAULTS)
+    engine = Http1Connection(SectionReader(parser, CONFIG), CONFIG, DEFAULTS)
     turn = itertools.cycle(requests)
 
     def operation() -> None:
@@ -80,12 +82,13 @@ def exchange(parser: FieldParser, *requests: bytes) -> Operation:
 
 
 def varied(request: bytes) -> tuple[bytes, ...]:
-    """The same request with another field each time, so that it never equals the one before."""
-    return tuple(request.replace(b"\r\n", b"\r\nX-%d: y\r\n" % turn, 1) for turn in range(2))
+    """The same request with another field each time, more often than anybody remembers."""
+    count = 4 * KEPT_SECTIONS
+    return tuple(request.replace(b"\r\n", b"\r\nX-%d: y\r\n" % turn, 1) for turn in range(count))
 
 
 def upload(size: int) -> Operation:
-    engine = Http1Connection(LlhttpParser(), CONFIG, DEFAULTS)
+    engine = Http1Connection(SectionReader(LlhttpParser(), CONFIG), CONFIG, DEFAULTS)
     # More than any number of rounds brings.
     engine.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (10**17))
     part = b"x" * size
@@ -93,7 +96,7 @@ def upload(size: int) -> Operation:
 
 
 def download(size: int, *, joined: bool) -> Operation:
-    engine = Http1Connection(LlhttpParser(), CONFIG, DEFAULTS)
+    engine = Http1Connection(SectionReader(LlhttpParser(), CONFIG), CONFIG, DEFAULTS)
     engine.receive_data(HELLO)
     engine.send_response(1, response_head(200, [], defaults=DEFAULTS), b"", ended=False)
     part = b"x" * size

@@ -20,7 +20,7 @@ from asgiri.worker.protocol.events import (
 from asgiri.worker.protocol.headers import ResponseDefaults, response_head
 from asgiri.worker.protocol.http1 import Http1Connection
 from asgiri.worker.protocol.http1_h11 import H11Parser
-from asgiri.worker.protocol.http1_head import FieldParser
+from asgiri.worker.protocol.http1_head import FieldParser, SectionReader
 from asgiri.worker.protocol.http1_llhttp import LlhttpParser
 
 PARSERS: dict[str, type[LlhttpParser | H11Parser]] = {"httptools": LlhttpParser, "h11": H11Parser}
@@ -30,7 +30,8 @@ DEFAULTS = ResponseDefaults([(b"server", b"asgiri")], date=False)
 def connection(
     parser: FieldParser | None = None, config: Http1Config | None = None
 ) -> Http1Connection:
-    return Http1Connection(parser or LlhttpParser(), config or Http1Config(), DEFAULTS)
+    config = config or Http1Config()
+    return Http1Connection(SectionReader(parser or LlhttpParser(), config), config, DEFAULTS)
 
 
 @dataclass

@@ -35,16 +35,15 @@ from asgiri.worker.protocol.headers import NOT_IN_TRAILERS, ResponseDefaults
 from asgiri.worker.protocol.http1_chunked import ChunkedReader
 from asgiri.worker.protocol.http1_head import (
     FIELD_SECTION,
+    MAX_KEPT_SECTION,
     REQUEST_LINE,
-    FieldParser,
     FieldSection,
     HeadScanner,
     RequestRefusedError,
-    bad_request,
+    SectionReader,
     check_websocket,
     effective_target,
     split_fields,
-    too_many_fields,
 )
 from asgiri.worker.protocol.http1_response import Framing, ResponseWriter
 
@@ -55,9 +54,6 @@ brings on top of it is kept too."""
 MAX_SWALLOWED: Final = 65536
 """Bytes of a body read for nothing when its response was complete before it: cheaper for both sides
 than another connection. Beyond, the connection closes."""
-
-MAX_KEPT_SECTION: Final = 2048
-"""Longest field section kept to compare the next with. An idle connection holds twice as much."""
 
 
 class Http1Phase(enum.Enum):
@@ -117,11 +113,11 @@ class Http1Connection:
         "_method",
         "_one_piece",
         "_owes_continue",
-        "_parser",
         "_peer_closed",
         "_pending",
         "_response",
         "_scanner",
+        "_sections",
         "_stream_id",
         "_swallowed",
         "_upgrade",
@@ -132,10 +128,10 @@ class Http1Connection:
     http_version = "1.1"
 
     def __init__(
-        self, parser: FieldParser, config: Http1Config, defaults: ResponseDefaults
+        self, sections: SectionReader, config: Http1Config, defaults: ResponseDefaults
     ) -> None:
-        """Begin a connection. One `parser` serves a worker; `defaults`: for answers made here."""
-        self._parser = parser
+        """Begin a connection. One `sections` serves a worker; `defaults`: for answers made here."""
+        self._sections = sections
         self._config = config
         self._defaults = defaults
         self.phase = _WAITING
@@ -246,15 +242,7 @@ class Http1Connection:
         return self._begin_exchange(line, fields, data, end)
 
     def _read_fields(self, section: bytes) -> FieldSection:
-        if section.count(b"\n") - 1 > self._config.max_header_fields:
-            raise too_many_fields(self._config)
-        try:
-            headers = self._parser.parse_fields(section)
-        except ValueError as error:
-            # Has the better answer when the library stumbled over what breaks a rule of ours.
-            FieldSection(section, split_fields(section))
-            raise bad_request(str(error)) from None
-        fields = FieldSection(section, headers)
+        fields = self._sections.read(section)
         if len(section) <= MAX_KEPT_SECTION:
             self._fields = fields
         return fields

@@ -38,6 +38,12 @@ _FIRST_BYTES: Final = frozenset(
     b"\r!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
+MAX_KEPT_SECTION: Final = 2048
+"""Longest field section that is remembered. An idle connection holds twice as much."""
+
+KEPT_SECTIONS: Final = 128
+"""Field sections that a worker remembers at least, and half of what it remembers at most: 2 MiB."""
+
 MAX_EMPTY_LINES: Final = 4
 """CRLFs ignored before a request line: "at least one" (RFC 9112 §2.2), which ended a body once."""
 
@@ -265,6 +271,43 @@ def _read_transfer_encoding(values: list[bytes]) -> bool:
     # "The server MUST respond with the 400": chunked is not the last, or comes twice. And 400 for a
     # lone "chunked" among empty list members, which proxies may read in another way.
     raise _bad_framing(f"transfer-encoding {values!r}")
+
+
+class SectionReader:
+    """Reads field sections, and remembers the last ones: a client's next connection mostly brings
+    the same, and of several pages each is asked for in its own way. Serves all connections of a
+    worker.
+    """
+
+    def __init__(self, parser: FieldParser, config: Http1Config) -> None:
+        self._parser = parser
+        self._config = config
+        self._recent: dict[bytes, FieldSection] = {}
+        self._older: dict[bytes, FieldSection] = {}
+        """What was recent before `_recent` was full: no order to keep, no entry to move."""
+
+    def read(self, section: bytes) -> FieldSection:
+        """Say what a section means that has matched FIELD_SECTION; RequestRefusedError."""
+        fields = self._recent.get(section)
+        if fields is not None:
+            return fields
+        fields = self._older.get(section) or self._parse(section)
+        if len(section) <= MAX_KEPT_SECTION:
+            if len(self._recent) >= KEPT_SECTIONS:
+                self._older, self._recent = self._recent, {}
+            self._recent[section] = fields
+        return fields
+
+    def _parse(self, section: bytes) -> FieldSection:
+        if section.count(b"\n") - 1 > self._config.max_header_fields:
+            raise too_many_fields(self._config)
+        try:
+            headers = self._parser.parse_fields(section)
+        except ValueError as error:
+            # Has the better answer when the library stumbled over what breaks a rule of ours.
+            FieldSection(section, split_fields(section))
+            raise bad_request(str(error)) from None
+        return FieldSection(section, headers)
 
 
 _ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]*)([/?].*)?", re.IGNORECASE)

@@ -22,7 +22,7 @@ from asgiri.ipc.scoreboard import Cell, Refusal
 from asgiri.worker.asgi.scope import Address, ConnectionScope
 from asgiri.worker.protocol.http1 import Http1Connection
 from asgiri.worker.protocol.http1_h11 import H11Parser
-from asgiri.worker.protocol.http1_head import FieldParser
+from asgiri.worker.protocol.http1_head import FieldParser, SectionReader
 from asgiri.worker.protocol.http1_llhttp import LlhttpParser
 from asgiri.worker.protocol.http2 import Http2Connection
 from asgiri.worker.protocol.sniff import Sniffed, sniff
@@ -52,7 +52,8 @@ class TcpEndpoint:
         self.services: Final = services
         self.tls = tls
         """Replaced when certificates are reloaded; connections that are open keep theirs."""
-        self._http1_parser = make_http1_parser(services.config.http1)
+        http1 = services.config.http1
+        self._sections = SectionReader(make_http1_parser(http1), http1)
         self._trusted = TrustedPeers(services.config.http.forwarded_allow_ips)
         self.unopened: Final[set[NewConnection]] = set()
         """Adopted, but nothing has come that tells the version."""
@@ -67,9 +68,7 @@ class TcpEndpoint:
     def http1_engine(self) -> Http1Connection:
         """Make the engine of one connection."""
         services = self.services
-        return Http1Connection(
-            self._http1_parser, services.config.http1, services.requests.defaults
-        )
+        return Http1Connection(self._sections, services.config.http1, services.requests.defaults)
 
     def http2_engine(self, h2c_settings: bytes | None = None) -> Http2Connection:
         """Make the engine of one connection. ValueError if the settings of an upgrade are wrong."""

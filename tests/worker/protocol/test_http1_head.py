@@ -10,15 +10,19 @@ from asgiri.config import Http1Config
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.http1_head import (
     FIELD_SECTION,
+    KEPT_SECTIONS,
     MAX_EMPTY_LINES,
+    MAX_KEPT_SECTION,
     REQUEST_LINE,
     FieldSection,
     HeadScanner,
     RequestRefusedError,
+    SectionReader,
     check_websocket,
     effective_target,
     split_fields,
 )
+from asgiri.worker.protocol.http1_llhttp import LlhttpParser
 from tests.conformance.http1_cases import CASES
 from tests.support.http1_requests import cut_up, streams
 
@@ -239,3 +243,55 @@ def test_websocket_handshake(fields: bytes, status: int | None):
         check_websocket(handshake)
     assert caught.value.status == status
     assert caught.value.reason is Refusal.WEBSOCKET_BAD_HANDSHAKE
+
+
+class CountingParser:
+    """httptools, and how often it was asked."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def parse_fields(self, section):
+        self.calls += 1
+        return LlhttpParser().parse_fields(section)
+
+
+def test_a_section_is_parsed_once():
+    parser = CountingParser()
+    sections = SectionReader(parser, Http1Config())
+    first = sections.read(b"host: a\r\nx: 1\r\n\r\n")
+    other = sections.read(b"host: a\r\nx: 2\r\n\r\n")
+    assert sections.read(b"host: a\r\nx: 1\r\n\r\n") is first
+    assert sections.read(b"host: a\r\nx: 2\r\n\r\n") is other
+    assert parser.calls == 2
+
+
+def test_the_number_of_sections_remembered_is_bounded():
+    parser = CountingParser()
+    sections = SectionReader(parser, Http1Config())
+    raws = [b"host: a\r\nx: %d\r\n\r\n" % number for number in range(3 * KEPT_SECTIONS)]
+    for raw in raws:
+        sections.read(raw)
+    assert len(sections._recent) + len(sections._older) <= 2 * KEPT_SECTIONS
+    parser.calls = 0
+    for raw in raws[-KEPT_SECTIONS:]:
+        sections.read(raw)
+    assert parser.calls == 0
+    sections.read(raws[0])
+    assert parser.calls == 1
+
+
+def test_long_sections_are_not_remembered():
+    parser = CountingParser()
+    sections = SectionReader(parser, Http1Config())
+    raw = b"host: a\r\nx: %b\r\n\r\n" % (b"y" * MAX_KEPT_SECTION)
+    sections.read(raw)
+    sections.read(raw)
+    assert parser.calls == 2
+
+
+def test_refused_sections_are_refused_again():
+    sections = SectionReader(LlhttpParser(), Http1Config())
+    for _ in range(2):
+        with pytest.raises(RequestRefusedError):
+            sections.read(b"host: a\r\nhost: b\r\n\r\n")
