@@ -81,6 +81,11 @@ ROOM_INTERVAL: Final = 0.02
 SETTLE_TURNS: Final = 3
 """Turns of the loop from a connection's adoption to its first request's begin: made known, watched,
 read."""
+USUAL_GC_THRESHOLD: Final = gc.get_threshold()
+GC_THRESHOLD: Final = 10_000
+"""Objects more than before until the collector looks for cycles; Python's own is 2,000, or 700. A
+request of FastAPI keeps some hundred objects for its time, and to look through those of all open
+ones every few requests was 11 % of its cost. Garbage in cycles waits for a few MB longer."""
 CHECK_INTERVAL: Final = 0.02
 """How often a drain looks whether anything is left."""
 
@@ -262,6 +267,8 @@ class Worker:
         # What start-up made stays: no collection has to look at it again.
         gc.collect()
         gc.freeze()
+        if gc.get_threshold() == USUAL_GC_THRESHOLD:  # else the application knows better
+            gc.set_threshold(GC_THRESHOLD, *USUAL_GC_THRESHOLD[1:])
         self._loop.add_reader(self._resources.connections.fileno(), self._read_connections)
         if self._quic is not None:
             self._quic.start()
