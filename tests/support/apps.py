@@ -248,6 +248,8 @@ async def websocket_echo(scope: Scope, receive: Any, send: Any) -> None:
     assert (await receive())["type"] == "websocket.connect"
     offered = scope["subprotocols"]
     await send({"type": "websocket.accept", "subprotocol": offered[0] if offered else None})
+    if scope["path"] == "/version":
+        await send({"type": "websocket.send", "text": scope["http_version"]})
     while (message := await receive())["type"] == "websocket.receive":
         if message.get("text") is not None:
             await send({"type": "websocket.send", "text": message["text"]})
