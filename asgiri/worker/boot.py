@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -146,17 +147,29 @@ def new_event_loop(config: Config) -> asyncio.AbstractEventLoop:
 
 def event_loop_maker(config: Config) -> Callable[[], asyncio.AbstractEventLoop]:
     """Import the event loop that the configuration names. Makes none."""
-    if config.app.loop != "asyncio":
-        try:
-            import uvloop  # noqa: PLC0415  (not on every platform)
-        except ImportError:
-            if config.app.loop == "uvloop":
-                raise BootError(
-                    "config", "--loop uvloop: is not installed; leave it out", "", ExitCode.RUNTIME
-                ) from None
-        else:
+    if config.app.loop == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop  # noqa: PLC0415  (not on every platform)
+    except ImportError:
+        fault = "is not installed"
+    else:
+        fault = _fault_of_libuv()
+        if not fault:
             return cast(Callable[[], asyncio.AbstractEventLoop], uvloop.new_event_loop)
+    if config.app.loop == "uvloop":
+        raise BootError("config", f"--loop uvloop: {fault}; leave it out", "", ExitCode.RUNTIME)
     return asyncio.new_event_loop
+
+
+def _fault_of_libuv() -> str:
+    """Why uvloop cannot run here: libuv wakes up by an eventfd, which a sandbox may refuse."""
+    if sys.platform == "linux":
+        try:
+            os.close(os.eventfd(0))
+        except OSError as error:
+            return f"needs an eventfd: {error.strerror}"
+    return ""
 
 
 def import_application(config: Config) -> LoadedApplication:

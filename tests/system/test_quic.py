@@ -9,6 +9,7 @@ import secrets
 import signal
 import socket
 import struct
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from asgiri.master.admission import RETRY_ABOVE_HALF_OPEN
 from tests.support.client import ExchangeFailed, read_response, request
 from tests.support.http3_client import Http3Connection
 from tests.support.remote_app import remote_apps
+from tests.support.sandbox import REFUSED
 from tests.support.server import Server, ServerOptions, serve
 
 pytestmark = pytest.mark.slow
@@ -423,3 +425,22 @@ async def test_the_stream_channel_carries_the_same(connect: Connect):
             assert (await request(connection, "POST", "/echo", body=body)).body == body
             assert await pid_of(connection) == pid
             await connection.close()
+
+
+@pytest.mark.skipif(not REFUSED, reason="the numbers of the system calls are not known here")
+async def test_a_sandbox_without_memfd_eventfd_and_pidfd_is_served_in_all_the_same(
+    connect: Connect,
+):
+    options = ServerOptions(workers=2, tls=True, options={"http3": True})
+    sandbox = (sys.executable, "-m", "tests.support.sandbox")
+    server = await asyncio.to_thread(lambda: Server.start(options, prefix=sandbox))
+    try:
+        for connection, pid in await connect_to_all(server, connect, 4):
+            connection.rebind()
+            assert await pid_of(connection) == pid
+            await connection.close()
+        pid = server.kill_worker(0)
+        await server.wait_replaced(0, pid)
+        assert await pid_of(await connect(server)) in server.worker_pids
+    finally:
+        await asyncio.to_thread(server.stop)

@@ -235,6 +235,29 @@ def test_a_new_address_counts_once_it_is_validated(pair: Pair):
     assert not pair.quic.is_at(("198.51.100.7", 50000))
 
 
+def test_an_address_that_packets_are_replayed_from_is_asked_and_not_flooded(pair: Pair):
+    """RFC 9000 §9.3: until it is validated, three times what came from there, and no more."""
+    stream = pair.request()
+    pair.run()
+    pair.engine.send_response(stream, ResponseHead(200, []), bytes(1_000_000), ended=True)
+    pair.client_address = OTHER_ADDRESS  # of somebody who takes a packet on its way
+    pair.client.send_ping(1)
+    (taken,) = [datagram for datagram, _ in pair.client.datagrams_to_send(pair.now)]
+    pair.to_server(taken)
+    sent = []
+    end = pair.now + 5
+    while pair.now < end:
+        sent += pair.engine.datagrams_to_send(pair.now)
+        due = pair.engine.timer()
+        if due is None:
+            break
+        pair.now = max(due, pair.now)
+        pair.handle_timer(pair.now)
+    there = [datagram for datagram, address in sent if address == OTHER_ADDRESS]
+    assert there
+    assert sum(map(len, there)) <= 3 * len(taken)
+
+
 # Receive credit
 
 
