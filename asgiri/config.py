@@ -197,6 +197,9 @@ def _parse_cert_reqs(text: str) -> str:
     return {"0": "none", "1": "optional", "2": "required"}.get(text, text)
 
 
+NETWORK_REMEDY: Final = "must be an address, a network such as 10.0.0.0/8, or *"
+
+
 # Sections
 
 
@@ -328,6 +331,23 @@ class ListenConfig(Section):
     """Connections that the system keeps for us before it turns them away. As many as Linux allows
     by itself (net.core.somaxconn): they wait there while every worker is at its limit."""
 
+    proxy_protocol: Annotated[bool, Option("--proxy-protocol")] = False
+    """Expect the header of the PROXY protocol, version 1 or 2, at the front of every TCP
+    connection, before TLS. For proxies that pass bytes on; a connection without it is closed. Such
+    connections stay with their worker: their requests are not balanced one by one."""
+
+    proxy_protocol_allow_ips: Annotated[
+        tuple[str, ...],
+        Option(
+            "--proxy-protocol-allow-ips",
+            aliases="--proxy-allow-from",
+            metavar="NETWORKS",
+            split_argument=True,
+        ),
+    ] = ("127.0.0.1", "::1")
+    """Addresses or networks of the proxies that send that header, or `*`. All others are closed:
+    whoever may send it may claim any address."""
+
     @property
     def bind_addresses(self) -> tuple[BindAddress, ...]:
         return tuple(map(parse_bind, self.bind))
@@ -345,6 +365,9 @@ class ListenConfig(Section):
                         yield ConfigError("listen.quic_bind", text, remedy)
         if not self.bind:
             yield ConfigError("listen.bind", "", "must name at least one address")
+        for network in self.proxy_protocol_allow_ips:
+            if not _is_network(network):
+                yield ConfigError("listen.proxy_protocol_allow_ips", network, NETWORK_REMEDY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -463,8 +486,16 @@ class HttpConfig(Section):
     """Addresses or networks of the proxies to trust, or `*`. The default trusts what runs on the
     same machine."""
 
-    proxy_headers: Annotated[bool, Option("--proxy-headers", pending=True)] = True
-    """Take client address and scheme from what a trusted proxy says."""
+    proxy_headers: Annotated[bool, Option("--proxy-headers")] = True
+    """Take client, scheme, host and prefix from what the peers of --forwarded-allow-ips say. They
+    are believed up to the first hop, from the end of the list, that is none of them."""
+
+    proxy_headers_from: Annotated[
+        Literal["x-forwarded", "forwarded"], Option("--proxy-headers-from")
+    ] = "x-forwarded"
+    """Whether proxies say it in X-Forwarded-For, -Proto, -Host, -Port and -Prefix, or in Forwarded
+    (RFC 7239). Never both: a proxy passes on the one that it does not know just as a client wrote
+    it."""
 
     limit_concurrency: Annotated[int, Option("--limit-concurrency", minimum=0)] = 0
     """Requests that a worker handles at once; 0 for no limit. Idle connections and WebSockets do
@@ -485,8 +516,7 @@ class HttpConfig(Section):
             yield ConfigError("http.http1", False, "leaves no version of HTTP; allow at least one")
         for network in self.forwarded_allow_ips:
             if not _is_network(network):
-                remedy = "must be an address, a network such as 10.0.0.0/8, or *"
-                yield ConfigError("http.forwarded_allow_ips", network, remedy)
+                yield ConfigError("http.forwarded_allow_ips", network, NETWORK_REMEDY)
         for header in self.headers:
             name, colon, value = header.partition(":")
             if not colon or not HEADER_NAME.fullmatch(name):

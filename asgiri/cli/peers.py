@@ -30,7 +30,6 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--check-config": LATER,
     "--print-config": LATER,
     "--dogstatsd-tags": LATER,
-    "--proxy-protocol": LATER,
     "--capture-output": NOT_NEEDED,
     # hypercorn
     "--debug": "is written --log-level debug",

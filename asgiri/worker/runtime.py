@@ -45,11 +45,13 @@ from asgiri.worker import boot, process
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
 from asgiri.worker.asgi.files import FileAccess
+from asgiri.worker.asgi.forwarded import ForwardedReader
 from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
 from asgiri.worker.asgi.limits import RequestLimits
 from asgiri.worker.asgi.loader import LoadedApplication
 from asgiri.worker.asgi.request import RequestEnvironment
 from asgiri.worker.asgi.scope import ScopeBuilder
+from asgiri.worker.asgi.trust import TrustedPeers
 from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.protocol.headers import ResponseDefaults
 from asgiri.worker.transport import deadlines
@@ -510,7 +512,14 @@ def make_services(
             drain_spread=config.workers.graceful_timeout / 2,
         ),
         scopes=ScopeBuilder(
-            root_path=config.app.root_path, state=application.state, asgi_version=asgi_version
+            root_path=config.app.root_path,
+            state=application.state,
+            asgi_version=asgi_version,
+            forwarded=ForwardedReader(
+                TrustedPeers(http.forwarded_allow_ips), http.proxy_headers_from, scoreboard.refuse
+            )
+            if http.proxy_headers
+            else None,
         ),
         scoreboard=scoreboard,
         deadlines=sweep,

@@ -25,6 +25,7 @@ SAMPLES = {
     "app.root_path": "/api",
     "http.headers": "x-a:b",
     "http.forwarded_allow_ips": "192.0.2.0/24",
+    "listen.proxy_protocol_allow_ips": "192.0.2.0/24",
     "listen.bind": "127.0.0.1:9999",
     "listen.insecure_bind": "127.0.0.1:9997",
     "listen.quic_bind": "127.0.0.1:9998",

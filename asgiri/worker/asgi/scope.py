@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
+from asgiri.worker.asgi.forwarded import NOTHING, ForwardedReader
 from asgiri.worker.asgi.types import Scope
 from asgiri.worker.protocol.events import Headers, RequestReceived
 
@@ -27,7 +28,16 @@ Address = tuple[str, int | None]
 class ScopeBuilder:
     """What all connections of a worker have in common."""
 
-    def __init__(self, *, root_path: str, state: dict[str, Any], asgi_version: str = "3.0") -> None:
+    def __init__(
+        self,
+        *,
+        root_path: str,
+        state: dict[str, Any],
+        asgi_version: str = "3.0",
+        forwarded: ForwardedReader | None = None,
+    ) -> None:
+        """`forwarded`: None when nobody is believed what it says of the client before it."""
+        self.forwarded = forwarded
         self.root_path = root_path.rstrip("/")
         self.state = state
         self.asgi_version = asgi_version
@@ -62,13 +72,14 @@ class ConnectionScope:
     __slots__ = (
         "_asgi",
         "_extensions",
+        "_forwarded",
         "_headers",
         "_http",
         "_offers",
         "_plain_offers",
         "_raw_root_path",
+        "_reader",
         "_root_path",
-        "_secure",
         "_state",
     )
 
@@ -84,7 +95,10 @@ class ConnectionScope:
         self._asgi = {"version": builder.asgi_version, "spec_version": SPEC_VERSION}
         self._root_path = builder.root_path
         self._raw_root_path = builder.root_path.encode()
-        self._secure = secure
+        reader = builder.forwarded
+        self._reader = reader if reader is not None and reader.believes(client) else None
+        self._forwarded = NOTHING
+        """What a proxy says with `_headers`."""
         self._state = builder.state
         self._extensions: dict[str, dict[str, Any]] = {} if tls is None else {"tls": tls}
         self._plain_offers = self._extensions | {
@@ -116,33 +130,34 @@ class ConnectionScope:
 
     def http_scope(self, request: RequestReceived) -> Scope:
         """Scope of one HTTP exchange."""
+        # The same tuples again (see FieldSection): compared by identity, 10 ns each.
+        if request.headers != self._headers:
+            self._judge(request.headers)
         scope = self._http.copy()
         scope["method"] = request.method
         self._fill(scope, request)
         # HTTP/1.0 knows neither interim responses nor chunks to put trailers behind.
-        extensions = self._plain_offers
-        if request.http_version != "1.0":
-            # The same tuples again (see FieldSection): compared by identity, 10 ns each.
-            if request.headers != self._headers:
-                self._judge(request.headers)
-            extensions = self._offers
+        extensions = self._plain_offers if request.http_version == "1.0" else self._offers
         scope["extensions"] = extensions.copy()
         return scope
 
     def _judge(self, headers: Headers) -> None:
         self._headers = headers.copy()
+        if self._reader is not None:
+            self._forwarded = self._reader.read_untrusted(headers)
         self._offers = self._plain_offers | {"http.response.early_hint": {}}
         if accepts_trailers(headers):
             self._offers["http.response.trailers"] = {}
 
     def websocket_scope(self, request: RequestReceived, subprotocols: list[str]) -> Scope:
         """Scope of one WebSocket, whichever version carries it."""
+        self._judge(request.headers)
         scope = self._http.copy()
         scope["type"] = "websocket"
         del scope["method"]
-        scope["scheme"] = "wss" if self._secure else "ws"
         scope["subprotocols"] = subprotocols
         self._fill(scope, request)
+        scope["scheme"] = "wss" if scope["scheme"] == "https" else "ws"
         scope["extensions"] = {**self._extensions, "websocket.http.response": {}}
         return scope
 
@@ -163,9 +178,28 @@ class ConnectionScope:
         scope["raw_path"] = raw_path
         scope["http_version"] = request.http_version
         scope["headers"] = request.headers
+        if self._forwarded is not NOTHING:
+            self._take_forwarded(scope)
         # Copies: what one exchange changes, no other may see.
         scope["asgi"] = self._asgi.copy()
         scope["state"] = self._state.copy()
+
+    def _take_forwarded(self, scope: dict[str, Any]) -> None:
+        forwarded = self._forwarded
+        if forwarded.client is not None:
+            scope["client"] = forwarded.client
+        if forwarded.scheme:
+            scope["scheme"] = forwarded.scheme
+        if forwarded.host:
+            others = [field for field in scope["headers"] if field[0] != b"host"]
+            scope["headers"] = [(b"host", forwarded.host), *others]
+        if forwarded.prefix and scope["raw_path"].startswith(b"/"):
+            # Like `root_path`, of which it is the outer part.
+            raw_prefix = forwarded.prefix.encode("ascii")
+            prefix = decode_path(raw_prefix)
+            scope["root_path"] = prefix + scope["root_path"]
+            scope["path"] = prefix + scope["path"]
+            scope["raw_path"] = raw_prefix + scope["raw_path"]
 
 
 def decode_path(raw_path: bytes) -> str:

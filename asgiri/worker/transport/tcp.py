@@ -20,6 +20,7 @@ from asgiri.ipc.channel import OVERDUE
 from asgiri.ipc.messages import ListenerInfo
 from asgiri.ipc.scoreboard import Cell, Refusal
 from asgiri.worker.asgi.scope import Address, ConnectionScope
+from asgiri.worker.asgi.trust import TrustedPeers
 from asgiri.worker.protocol.http1 import Http1Connection
 from asgiri.worker.protocol.http1_h11 import H11Parser
 from asgiri.worker.protocol.http1_head import FieldParser, SectionReader
@@ -29,9 +30,9 @@ from asgiri.worker.protocol.sniff import Sniffed, sniff
 from asgiri.worker.transport.connection import TcpConnection
 from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
+from asgiri.worker.transport.proxied import read_proxy_header
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.tls import ServerTls, handshaking
-from asgiri.worker.transport.trust import TrustedPeers
 
 logger = logging.getLogger("asgiri.worker")
 
@@ -59,11 +60,18 @@ class TcpEndpoint:
         """Adopted, but nothing has come that tells the version."""
         self._listeners = {listener.index: listener for listener in listeners}
         self._handshakes: set[asyncio.Task[None]] = set()
+        listen = services.config.listen
+        self._proxies = (
+            TrustedPeers(listen.proxy_protocol_allow_ips) if listen.proxy_protocol else None
+        )
+        """Who sends the header of the PROXY protocol; None when nobody has to."""
+        self._unannounced: set[asyncio.Task[None]] = set()
+        """Connections whose header has not come."""
 
     @property
     def is_empty(self) -> bool:
         """No connection is on its way to a session. (Sessions are `WorkerServices.sessions`.)"""
-        return not self.unopened
+        return not self.unopened and not self._unannounced
 
     def http1_engine(self) -> Http1Connection:
         """Make the engine of one connection."""
@@ -110,16 +118,58 @@ class TcpEndpoint:
             connection.close()
             self.closed()
             return
-        tls = self.tls if listener.tls and not listener.insecure else None
-        new = NewConnection(self, listener_index, tls, client, server)
+        if self._proxies is not None:
+            task = self.services.loop.create_task(
+                self._open_announced(listener, connection, client, server, overdue=overdue),
+                context=self.services.requests.application.context.copy(),
+            )
+            self._unannounced.add(task)
+            task.add_done_callback(self._unannounced.discard)
+            return
+        new = NewConnection(self, listener.index, self._tls_of(listener), client, server)
         new.overdue = overdue
+        self._begin(new, connection)
+
+    def _tls_of(self, listener: ListenerInfo) -> ServerTls | None:
+        return self.tls if listener.tls and not listener.insecure else None
+
+    def _begin(self, new: NewConnection, connection: socket.socket) -> None:
         self.unopened.add(new)
-        services = self.services
         # Eager: without TLS all but the last step happens here and now.
-        task = services.requests.application.start(self._open(new, connection))
+        task = self.services.requests.application.start(self._open(new, connection))
         if task is not None:
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
+
+    async def _open_announced(
+        self,
+        listener: ListenerInfo,
+        connection: socket.socket,
+        client: Address | None,
+        server: Address | None,
+        *,
+        overdue: bool,
+    ) -> None:
+        """Open a connection behind the header that says whose it is."""
+        refusal = Refusal.BAD_PROXY_HEADER
+        try:
+            if (client[0] if client else None) not in (self._proxies or ()):
+                refusal = Refusal.UNTRUSTED_PROXY
+                raise ValueError("not among --proxy-protocol-allow-ips")
+            patience = self.services.config.http1.header_timeout
+            header = await read_proxy_header(connection, patience)
+        except (ValueError, OSError, EOFError, asyncio.CancelledError) as error:
+            if not isinstance(error, asyncio.CancelledError):
+                self.services.scoreboard.refuse(refusal)
+                logger.debug("connection of %s without PROXY header: %r", client, error)
+            connection.close()
+            self.closed()
+            return
+        client, server = header.client or client, header.server or server
+        new = NewConnection(self, listener.index, self._tls_of(listener), client, server)
+        new.overdue = overdue
+        new.may_move = False
+        self._begin(new, connection)
 
     async def _open(self, new: NewConnection, connection: socket.socket) -> None:
         loop = self.services.loop
@@ -161,6 +211,8 @@ class TcpEndpoint:
         """Drop the connections that have not said anything yet: the worker's patience is over."""
         for new in list(self.unopened):
             new.abort()
+        for task in self._unannounced:
+            task.cancel()
 
 
 class NewConnection(asyncio.Protocol):
@@ -178,6 +230,7 @@ class NewConnection(asyncio.Protocol):
         "_server",
         "_transport",
         "deadline",
+        "may_move",
         "overdue",
         "tls",
     )
@@ -199,6 +252,8 @@ class NewConnection(asyncio.Protocol):
         self._handed_back = False
         self._transport: asyncio.Transport | None = None
         self.overdue = False
+        self.may_move = tls is None
+        """Another worker could serve it: all that is known of it is in the kernel."""
         config = endpoint.services.config
         self.deadline = endpoint.services.now() + config.http1.header_timeout
 
@@ -271,7 +326,7 @@ class NewConnection(asyncio.Protocol):
 
     def hand_back(self) -> None:
         """Give it to the master if nothing of it has been read."""
-        if self.tls is not None or self._buffer or self._transport is None:
+        if not self.may_move or self._buffer or self._transport is None:
             return
         self._transport.pause_reading()
         if self._give_back(self._transport.get_extra_info("socket").fileno(), 0.0):
@@ -297,7 +352,7 @@ class NewConnection(asyncio.Protocol):
             endpoint.closed,
             head_deadline=self.deadline,
             switch_to_http2=self._switch_to_http2(transport),
-            hand_back=self._give_back if self.tls is None else None,
+            hand_back=self._give_back if self.may_move else None,
         )
         self._hand_over(transport, session)
         if not endpoint.services.config.http.http1:

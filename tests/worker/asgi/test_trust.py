@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asgiri.worker.transport.trust import TrustedPeers
+from asgiri.worker.asgi.trust import TrustedPeers
 
 
 @pytest.mark.parametrize(
