@@ -32,7 +32,7 @@ from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.proxied import read_proxy_header
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.tls import ServerTls, handshaking
+from asgiri.worker.transport.tls import NoCommonProtocolError, ServerTls, handshaking
 
 logger = logging.getLogger("asgiri.worker")
 
@@ -271,7 +271,7 @@ class NewConnection(asyncio.Protocol):
             match transport.get_extra_info("ssl_object").selected_alpn_protocol():
                 case "h2":
                     self._become_http2(transport)
-                case "http/1.1":
+                case "http/1.1" | "http/1.0":
                     self._become_http1(transport)
                 # None: a client without ALPN. Its first bytes tell, as they do without TLS.
 
@@ -316,6 +316,8 @@ class NewConnection(asyncio.Protocol):
             scoreboard.refuse(Refusal.TLS_HANDSHAKE_TIMEOUT)
         elif isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
             scoreboard.refuse(Refusal.PLAINTEXT_ON_TLS)
+        elif isinstance(error, NoCommonProtocolError):
+            scoreboard.refuse(Refusal.TLS_NO_PROTOCOL)
         logger.debug("TLS handshake with %s failed: %s", self._client, error)
         self._leave()
         self._endpoint.closed()

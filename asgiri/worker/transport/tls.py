@@ -15,6 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from asgiri.config import HttpConfig, TlsConfig
+from asgiri.worker.protocol.client_hello import (
+    NO_APPLICATION_PROTOCOL,
+    offered_protocols_untrusted,
+)
 
 VERIFY_MODES: Final = {
     "none": ssl.CERT_NONE,
@@ -32,6 +36,12 @@ handshaking: Final[contextvars.ContextVar[socket.socket | None]] = contextvars.C
 
 class TlsError(Exception):
     """A certificate, a key or an option that OpenSSL does not take. One line."""
+
+
+class NoCommonProtocolError(ssl.SSLError):
+    """The client offers protocols, and none of ours."""
+
+    reason = "NO_APPLICATION_PROTOCOL"  # as OpenSSL calls it
 
 
 class ServerTls:
@@ -91,25 +101,39 @@ class ServerTls:
         }
 
 
+class _ServerContext(ssl.SSLContext):
+    """Remembers the protocols that it was told to offer."""
+
+    protocols: frozenset[bytes] = frozenset()
+
+
 class _ServerSide(ssl.SSLObject):
     """Sends the alert by which a handshake fails (RFC 8446 §6.2), so that the client learns why.
 
-    asyncio and uvloop drop what OpenSSL has written when they see its error.
+    asyncio and uvloop drop what OpenSSL has written when they see its error. And OpenSSL does not
+    fail, as Python sets it up, for want of a common protocol: that is found here.
     """
 
+    incoming: ssl.MemoryBIO
     outgoing: ssl.MemoryBIO
+    protocols: frozenset[bytes]
+    """One of these is to be among what the client offers; empty when that is known."""
     wire: socket.socket | None
 
     # Where the standard library makes the objects of a context. If that moves, alerts stay away.
     @classmethod
     def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> Any:
         created = super()._create(incoming, outgoing, **options)  # type: ignore[misc]
+        created.incoming = incoming
         created.outgoing = outgoing
+        created.protocols = options["context"].protocols
         created.wire = handshaking.get()
         return created
 
     def do_handshake(self) -> None:
         try:
+            if self.protocols:
+                self._compare_protocols()
             super().do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             raise
@@ -121,11 +145,23 @@ class _ServerSide(ssl.SSLObject):
                     self.wire.send(alert, socket.MSG_DONTWAIT)
             raise
 
+    def _compare_protocols(self) -> None:
+        received = self.incoming.read()
+        self.incoming.write(received)
+        offered = offered_protocols_untrusted(received)
+        if offered is None:
+            # OpenSSL would take what there is of the hello.
+            raise ssl.SSLWantReadError
+        if offered and self.protocols.isdisjoint(offered):
+            self.outgoing.write(NO_APPLICATION_PROTOCOL)
+            raise NoCommonProtocolError(f"the client offers {offered}")
+        self.protocols = frozenset()
+
 
 def _create_context(
     tls: TlsConfig, http: HttpConfig, certfile: str, keyfile: str
 ) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context = _ServerContext(ssl.PROTOCOL_TLS_SERVER)
     context.sslobject_class = _ServerSide
     context.minimum_version = (
         ssl.TLSVersion.TLSv1_3 if tls.tls_min_version == "1.3" else ssl.TLSVersion.TLSv1_2
@@ -145,6 +181,7 @@ def _create_context(
     protocols = alpn_protocols(http)
     if protocols:
         context.set_alpn_protocols(protocols)
+        context.protocols = frozenset(name.encode() for name in protocols)
     return context
 
 
@@ -162,7 +199,8 @@ def _told_as(subject: str, remedy: str) -> Iterator[None]:
 
 def alpn_protocols(http: HttpConfig) -> list[str]:
     """What TLS on TCP offers, best first."""
-    return [name for name, on in (("h2", http.http2), ("http/1.1", http.http1)) if on]
+    http1 = ["http/1.1", "http/1.0"] if http.http1 else []
+    return ["h2", *http1] if http.http2 else http1
 
 
 def _read_leaf(certfile: str) -> x509.Certificate:

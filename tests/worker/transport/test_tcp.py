@@ -1,6 +1,7 @@
 """Adoption of accepted connections: each is counted once when it comes and once when it goes."""
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -145,6 +146,51 @@ async def test_client_whose_handshake_fails_is_told_why(maximum_version, ciphers
                 await client.reader.read()
         await worker.wait_until(lambda: worker.count(Cell.TCP_CLOSED))
         assert worker.count(Cell.TLS_HANDSHAKE_FAILURES) == 1
+
+
+@pytest.mark.parametrize(
+    ("http", "offered", "chosen"),
+    [
+        ({}, ("http/1.0",), "http/1.0"),
+        ({}, ("h3", "http/1.1"), "http/1.1"),
+        ({}, ("ftp", "h3"), None),
+        ({"http1": False}, ("http/1.1",), None),
+        ({"http2": False}, ("h2",), None),
+        ({"http2": False}, ("h2", "http/1.1"), "http/1.1"),
+    ],
+)
+async def test_client_that_offers_none_of_our_protocols_is_told(http, offered, chosen):
+    async with serve_app(hello, secure=True, http=http) as worker:
+        context = certificates().client_context(*offered)
+        if chosen:
+            async with await worker.connect(ssl=context) as client:
+                assert client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == chosen
+                client.get()
+                assert (await client.read_response())[0] == 200
+            return
+        with pytest.raises(ssl.SSLError, match=r"(?i)alert no application protocol"):
+            await worker.connect(ssl=context)
+        await worker.wait_until(lambda: worker.count(Cell.TCP_CLOSED))
+        assert worker.refusals == {"tls_no_protocol": 1}
+
+
+async def test_hello_may_come_in_pieces():
+    async with serve_app(hello, secure=True) as worker:
+        context = certificates().client_context("http/1.1")
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+        async with await worker.connect(ssl=None, server_hostname=None) as client:
+            with pytest.raises(ssl.SSLWantReadError):
+                tls.do_handshake()
+            for byte in outgoing.read():
+                client.writer.write(bytes([byte]))
+                await client.writer.drain()
+                await asyncio.sleep(0)
+            while outgoing.pending == 0:  # until the client's Finished
+                incoming.write(await client.reader.read(65536))
+                with contextlib.suppress(ssl.SSLWantReadError):
+                    tls.do_handshake()
+            assert tls.selected_alpn_protocol() == "http/1.1"
 
 
 async def test_handshake_that_takes_too_long_is_given_up():

@@ -140,8 +140,8 @@ async def test_certificate_is_chosen_by_the_name_the_client_asks_for(tmp_path):
 @pytest.mark.parametrize(
     ("http", "protocols"),
     [
-        (HttpConfig(), ["h2", "http/1.1"]),
-        (HttpConfig(http2=False), ["http/1.1"]),
+        (HttpConfig(), ["h2", "http/1.1", "http/1.0"]),
+        (HttpConfig(http2=False), ["http/1.1", "http/1.0"]),
         (HttpConfig(http1=False), ["h2"]),
         (HttpConfig(http1=False, http2=False, http3=True), []),
     ],
