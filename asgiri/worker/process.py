@@ -24,6 +24,8 @@ from asgiri.prctl import set_death_signal
 HARD_STOP: Final = 5
 """Seconds from the death of the master (or SIGTERM) to the end of a worker that will not end by
 itself. The number of SIGTRAP, see `attach_to`."""
+MASTER_PATIENCE: Final = 1
+"""Seconds for the master to say what SIGTERM means: service managers send it to the whole group."""
 EXIT_PATIENCE: Final = 2.0
 """How long the interpreter may wait for threads of the application when it exits."""
 
@@ -64,18 +66,23 @@ class Termination:
         self._react = react
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        arm_hard_stop()
+        arm_hard_stop(MASTER_PATIENCE + HARD_STOP)
         if self._react is None:
             # Nothing is being served yet, and an import may take for ever.
             os._exit(0)
         self._react()
 
 
-def arm_hard_stop() -> None:
-    """End the process in HARD_STOP seconds, whatever it does then. The first call counts."""
-    if not (left := signal.alarm(HARD_STOP)):
-        return
-    signal.alarm(left)
+def arm_hard_stop(seconds: int = HARD_STOP) -> None:
+    """End the process in so many seconds, whatever it does then; sooner if that was said before."""
+    left = signal.alarm(seconds)
+    if 0 < left < seconds:
+        signal.alarm(left)
+
+
+def disarm_hard_stop() -> None:
+    """The master lives, and sees to our end."""
+    signal.alarm(0)
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

@@ -397,7 +397,20 @@ class Worker:
     def terminated(self) -> None:
         """SIGTERM: somebody wants this worker to go. Called in a handler."""
         if not self._loop.is_closed():  # else this process is about to exit anyway
-            self._loop.call_soon_threadsafe(self._orphaned)
+            self._loop.call_soon_threadsafe(self._ask_the_master, self._services.now())
+
+    def _ask_the_master(self, told_at: float) -> None:
+        """Who sends SIGTERM to the whole group wants requests in flight to end as the master says:
+        within `graceful_timeout`. Who means this worker alone does not tell the master.
+        """
+        if process.is_orphan(self._hello.master_pid):
+            self._orphaned()
+        elif self._ending.done():
+            process.disarm_hard_stop()
+        elif self._services.now() - told_at < process.MASTER_PATIENCE:
+            self._loop.call_later(CHECK_INTERVAL, self._ask_the_master, told_at)
+        else:
+            self._orphaned()
 
     def _orphaned(self) -> None:
         # A signal, the channel and the heartbeat may all say so, also in the middle of a drain.

@@ -19,21 +19,27 @@ from tests.support.server import PATIENCE, serve
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.parametrize("to", ["master", "group"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_a_stop_lets_requests_finish(number: int):
+async def test_a_stop_lets_requests_finish(number: int, to: str):
+    """systemd sends SIGTERM to the whole group unless it is told otherwise, a terminal SIGINT."""
     async with serve() as server, remote_apps() as apps, http1(server) as connection:
         exchange = await connection.start("GET", "/", apps.headers)
         call = await apps.wait_call()
         await call.start_response()
         await call.send_body(b"before ")
         assert await exchange.read() == b"before "
-        server.send_signal(number)
+        if to == "group":
+            os.killpg(server.pid, number)
+        else:
+            server.send_signal(number)
         await wait_refusing(server)
         await call.send_body(b"after", more=False)
         call.finish()
         assert await exchange.read() == b"after"
         assert await exchange.read() == b""
         assert await server.wait_exit() == 0
+    assert "the master is gone" not in server.log.text
 
 
 async def test_an_idle_connection_does_not_hold_up_a_stop():
