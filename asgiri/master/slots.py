@@ -24,6 +24,7 @@ __all__ = [
     "SlotState",
     "WorkerPolicy",
     "advance",
+    "exit_text",
 ]
 
 DRAIN_GRACE: Final = 5.0
@@ -338,3 +339,13 @@ _OVERDUE: Final = {
     SlotState.ABORTING: "does not die of SIGABRT; killed",
     SlotState.KILLED: "does not die of SIGKILL",
 }
+_SIGNAL_NAMES: Final = {4: "SIGILL", 6: "SIGABRT", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"} | {
+    15: "SIGTERM"
+}
+
+
+def exit_text(status: int) -> str:
+    """Say how a process ended; `status` as in subprocess: negative for a signal."""
+    if status >= 0:
+        return f"exited with status {status}"
+    return f"was killed by {_SIGNAL_NAMES.get(-status, f'signal {-status}')}"

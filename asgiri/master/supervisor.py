@@ -28,6 +28,10 @@ way follows it; it does not wait for stragglers to drain, unless there are as ma
 
 Recycling. A worker that is due keeps serving until its replacement is ready.
 
+Development (--reload). Somebody waits for the new code, and changes it until it works: a first
+generation that fails does not end the server, which waits for a reload then. There is no canary,
+and a reload takes the place of one that has not switched yet.
+
 Stop. Everything drains; what is not gone by its deadline is killed. A second request ends at once
 what the first let finish.
 """
@@ -35,7 +39,6 @@ what the first let finish.
 import enum
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, NamedTuple
 
 from asgiri.errors import LocalProtocolError
@@ -56,7 +59,8 @@ from asgiri.master.actions import (
     Switch,
 )
 from asgiri.master.roster import Role, Roster, Worker
-from asgiri.master.slots import SlotInput, WorkerPolicy
+from asgiri.master.slots import SlotInput, WorkerPolicy, exit_text
+from asgiri.master.tally import SupervisorStatistics
 
 __all__ = [
     "Action",
@@ -87,9 +91,6 @@ a debugger. All beats are stale then, and none of it is the workers' fault."""
 _EXIT_CODES: Final = {"config": 2, "tls": 1, "selftest": 1}
 _APPLICATION_FAILED: Final = 3
 _CANNOT_RUN: Final = 1
-_SIGNAL_NAMES: Final = {4: "SIGILL", 6: "SIGABRT", 8: "SIGFPE", 9: "SIGKILL", 11: "SIGSEGV"} | {
-    15: "SIGTERM"
-}
 
 
 class Vitals(NamedTuple):
@@ -99,23 +100,6 @@ class Vitals(NamedTuple):
     """Seconds on the clock of `now`; 0 before the first beat."""
     requests: int
     rss: int
-
-
-@dataclass(slots=True, kw_only=True)
-class SupervisorStatistics:
-    """Counters since the start of the server."""
-
-    spawned: int = 0
-    crashed: int = 0
-    """Workers that ended by themselves after they had been ready."""
-    failed: int = 0
-    """Workers that did not become ready."""
-    hung: int = 0
-    """Workers that were ended because their event loop stood still."""
-    recycled: int = 0
-    """Workers that were replaced because of their age, requests or memory."""
-    reloads: int = 0
-    reloads_failed: int = 0
 
 
 class ReloadPhase(enum.Enum):
@@ -132,6 +116,8 @@ class _Phase(enum.Enum):
     """How far the server is."""
 
     STARTING = "starting"
+    WAITING = "waiting"
+    """The start has failed, and may be tried again: in development."""
     SERVING = "serving"
     STOPPING = "stopping"
     STOPPED = "stopped"
@@ -144,9 +130,15 @@ class Supervisor:
     """Feed it what happened, carry out what it returns, in that order."""
 
     def __init__(
-        self, policy: WorkerPolicy, *, first_worker_id: int, random: Callable[[], float]
+        self,
+        policy: WorkerPolicy,
+        *,
+        first_worker_id: int,
+        random: Callable[[], float],
+        development: bool = False,
     ) -> None:
         self._roster = Roster(first_worker_id=first_worker_id, random=random)
+        self._development = development
         self._policy = policy
         self._target = policy.count
         self._phase = _Phase.STARTING
@@ -206,7 +198,7 @@ class Supervisor:
             "last_generation": self._last_generation,
             "target": self._target,
             "roster": self._roster.to_state(without),
-            "statistics": asdict(self.statistics),
+            "statistics": self.statistics.to_state(),
         }
 
     def resume(self, state: Mapping[str, Any], now: float) -> list[Action]:
@@ -215,9 +207,7 @@ class Supervisor:
         self._generation = int(state["generation"])
         self._last_generation = int(state["last_generation"])
         self._target = self._next_target = int(state["target"])
-        for counter in fields(self.statistics):
-            count = state.get("statistics", {}).get(counter.name, 0)
-            setattr(self.statistics, counter.name, int(count))
+        self.statistics.restore(state.get("statistics", {}))
         self._reload = ReloadPhase.DRAIN
         self._roster.serving_generation = self._generation
         self._roster.restore(state["roster"], self._policy, now)
@@ -279,7 +269,7 @@ class Supervisor:
         worker = self._known(worker_id)
         expected = status == 0 or worker.was_killed or self._quitting
         unready = " before it was ready" if worker.is_booting else ""
-        what = f"{_exit_text(status)}{unready}"
+        what = f"{exit_text(status)}{unready}"
         self._roster.remove(worker)
         if worker.role is Role.LEAVING:
             self._roster.report(Level.INFO if expected else Level.WARNING, what, worker)
@@ -312,6 +302,8 @@ class Supervisor:
         if self._phase in _ENDED:
             return []
         self._remembered = policy
+        if self._development:
+            self._supersede(now)
         actions = self._settle(now)
         if self._remembered is not None:
             actions.append(Report(Level.INFO, "reload follows when what is under way has ended"))
@@ -383,6 +375,8 @@ class Supervisor:
     def _settle(self, now: float) -> list[Action]:
         self._now = now
         self._roster.publish()
+        if self._phase is _Phase.WAITING and self._remembered is not None:
+            self._start_anew(self._remembered)
         if self._phase is _Phase.STARTING:
             self._settle_slots(now)
             self._settle_start()
@@ -428,9 +422,13 @@ class Supervisor:
         if self._remembered is not None and self._may_begin(self._remembered):
             self._next_policy, self._remembered = self._remembered, None
             self._next_target = self._next_policy.count
-            self._reload = ReloadPhase.CANARY
             self._begin_generation()
-            self._spawn(0, Role.CANDIDATE, now)
+            if self._development:
+                self._reload = ReloadPhase.SPAWN
+                self._settle_candidates(now)
+            else:
+                self._reload = ReloadPhase.CANARY
+                self._spawn(0, Role.CANDIDATE, now)
 
     def _settle_candidates(self, now: float) -> None:
         """One in each slot that the new generation will have."""
@@ -496,6 +494,22 @@ class Supervisor:
         self._last_generation += 1
         self._roster.act(GenerationBegun(self._last_generation))
         return self._last_generation
+
+    def _start_anew(self, policy: WorkerPolicy) -> None:
+        self._policy = self._next_policy = policy
+        self._target = self._next_target = policy.count
+        self._remembered = None
+        self._generation = self._begin_generation()
+        self._phase = _Phase.STARTING
+
+    def _supersede(self, now: float) -> None:
+        """Give up what does not serve yet: there is newer code."""
+        if self._phase is _Phase.STARTING:
+            self._phase = _Phase.WAITING
+            self._roster.end_all(now, ask=True)
+        elif self._reload in (ReloadPhase.CANARY, ReloadPhase.SPAWN):
+            self._reload = ReloadPhase.DRAIN
+            self._roster.release(self._roster.with_role(Role.CANDIDATE), now)
 
     def _spawn(self, slot: int, role: Role, now: float) -> None:
         new = role is Role.CANDIDATE
@@ -564,10 +578,16 @@ class Supervisor:
         aborted: bool = False,
     ) -> None:
         """Give up a worker that ends, or has to be ended, without having been told to go."""
-        self._count_loss(worker, aborted=aborted)
         role, worker.role = worker.role, Role.LEAVING
+        self.statistics.lost(
+            was_ready=worker.was_ready, expected=role is Role.LEAVING, aborted=aborted
+        )
         if role is Role.LEAVING:
             self._roster.report(Level.WARNING, what, worker)
+        elif self._phase is _Phase.STARTING and self._development:
+            self._roster.report(Level.ERROR, f"{what}; waiting for a change", worker)
+            self._phase = _Phase.WAITING
+            self._roster.end_all(now, ask=True)
         elif self._phase is _Phase.STARTING:
             self._roster.report(Level.ERROR, f"{what}; the server does not start", worker)
             self._exit_code = exit_code
@@ -581,18 +601,3 @@ class Supervisor:
             delay = self._roster.back_off(worker.slot).failed(worker, now)
             text = f"{what}; the next one starts in {delay:g} s"
             self._roster.report(Level.ERROR, text, worker)
-
-    def _count_loss(self, worker: Worker, *, aborted: bool) -> None:
-        expected = worker.role is Role.LEAVING
-        if worker.was_ready and aborted:
-            self.statistics.hung += 1
-        elif worker.was_ready and not expected:
-            self.statistics.crashed += 1
-        elif not worker.was_ready and not expected:
-            self.statistics.failed += 1
-
-
-def _exit_text(status: int) -> str:
-    if status >= 0:
-        return f"exited with status {status}"
-    return f"was killed by {_SIGNAL_NAMES.get(-status, f'signal {-status}')}"

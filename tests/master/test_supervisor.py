@@ -46,11 +46,14 @@ class Process:
 class Host:
     """Carries out what the supervisor decides, and holds every action against its contract."""
 
-    def __init__(self, **policy):
+    def __init__(self, *, development=False, **policy):
         self.policy = WorkerConfig(**{"count": 3, **policy})
         self.now = 1000.0
         self.supervisor = Supervisor(
-            self.policy, first_worker_id=FIRST_ID, random=lambda: self.chance
+            self.policy,
+            first_worker_id=FIRST_ID,
+            random=lambda: self.chance,
+            development=development,
         )
         self.chance = 0.0
         self.processes = {}
@@ -1223,9 +1226,11 @@ class SupervisorModel(RuleBasedStateMachine):
         count=st.integers(1, 3),
         surge=st.sampled_from([0, 0, 1, 2]),
         timeout=st.sampled_from([0, 3]),
+        development=st.booleans(),
     )
-    def begin(self, count, surge, timeout):
+    def begin(self, count, surge, timeout, development):
         self.host = Host(
+            development=development,
             count=count,
             reload_surge=surge,
             timeout=timeout,
@@ -1338,6 +1343,9 @@ class SupervisorModel(RuleBasedStateMachine):
         host.settle()
         if host.stopped is not None or host.stopping:
             return
+        if not host.processes and not any(isinstance(a, Started) for a in host.actions):
+            host.reload()  # it waits for better code
+            host.settle()
         orders = [host.processes[worker_id].order for worker_id in host.ready]
         assert [order.slot for order in orders] == list(range(host.supervisor.target))
         assert {order.generation for order in orders} == {host.supervisor.generation}
@@ -1387,6 +1395,92 @@ class SupervisorModel(RuleBasedStateMachine):
 
 TestSupervisorModel = pytest.mark.slow(SupervisorModel.TestCase)
 TestSupervisorModel.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+
+
+# Development
+
+
+def developing(**policy):
+    return Host(development=True, **{"count": 2, **policy})
+
+
+def test_a_first_start_that_fails_waits_for_a_change_and_begins_anew():
+    host = developing()
+    host.do(host.supervisor.start(host.now))
+    host.fail(100, "import", "it broke")
+    assert host.reports(Level.ERROR) == ["failed (import): it broke; waiting for a change"]
+    assert sorted(host.ids(Quit)) == [100, 101]
+    host.obey()
+    assert host.stopped is None
+    assert host.supervisor.next_deadline() is None
+    host.forget()
+    host.reload(count=3)
+    assert host.actions == [
+        GenerationBegun(2),
+        Spawn(102, 0, 2, selftest=True),
+        Spawn(103, 1, 2, selftest=False),
+        Spawn(104, 2, 2, selftest=False),
+    ]
+    host.boot()
+    assert host.ready == (102, 103, 104)
+    assert host.actions[-1] == Started(2)
+
+
+def test_a_server_that_waits_for_a_change_can_be_stopped():
+    host = developing()
+    host.do(host.supervisor.start(host.now))
+    host.exit(100, 1)
+    host.obey()
+    host.do(host.supervisor.stop(host.now))
+    assert host.stopped == 0
+
+
+def test_a_change_during_the_first_start_begins_it_anew_at_once():
+    host = developing()
+    host.do(host.supervisor.start(host.now))
+    host.boot(101)
+    host.forget()
+    host.reload()
+    assert [type(action) for action in host.actions[-3:]] == [GenerationBegun, Spawn, Spawn]
+    assert sorted(host.ids(Quit)) == [100, 101]
+    host.boot()
+    assert len(host.ready) == 2
+
+
+def test_a_reload_in_development_starts_all_workers_at_once():
+    host = developing().begin()
+    host.forget()
+    host.reload()
+    assert host.ids(Spawn) == [102, 103]
+    host.boot()
+    assert host.ready == (102, 103)
+    assert ReloadEnded(2, "") in host.actions
+    assert sorted(host.ids(Drain)) == [100, 101]
+
+
+def test_a_change_during_a_reload_takes_its_place():
+    """Also of one whose import hangs."""
+    host = developing().begin()
+    host.reload()
+    host.boot(102)
+    host.forget()
+    host.reload()
+    assert host.ids(Spawn) == [104, 105]
+    assert sorted(host.ids(Quit) + host.ids(Drain)) == [102, 103]
+    assert not [action for action in host.actions if isinstance(action, ReloadEnded)]
+    host.boot()
+    assert host.ready == (104, 105)
+
+
+def test_code_that_is_broken_leaves_the_old_workers_until_it_works():
+    host = developing().begin()
+    host.reload()
+    host.fail(102)
+    assert host.ready == (100, 101)
+    host.obey()
+    host.reload()
+    host.boot()
+    assert host.ready == (104, 105)
 
 
 # A takeover
