@@ -32,6 +32,7 @@ __all__ = [
     "ListenShorthand",
     "LogConfig",
     "ProcessConfig",
+    "ReloadConfig",
     "RingConfig",
     "SourceOptions",
     "TlsConfig",
@@ -905,6 +906,41 @@ class WorkerConfig(Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadConfig(Section):
+    """For development: new code is served when its files change."""
+
+    SECTION: ClassVar[str] = "reload"
+    TITLE: ClassVar[str] = "Development"
+
+    enabled: Annotated[bool, Option("--reload")] = False
+    """Reload when files change; needs `asgiri[reload]`. Broken code is waited for, at the start,
+    too. A worker that ends waits 2 s at most for what is open, and one that stands still is left
+    alone: somebody may be looking at it with a debugger."""
+
+    dirs: Annotated[tuple[str, ...], Option("--reload-dir", metavar="PATH")] = ()
+    """Folder to watch, with all below it; may be repeated. The default is the current one, and
+    that of --app-dir."""
+
+    include: Annotated[tuple[str, ...], Option("--reload-include", metavar="PATTERN")] = ()
+    """Files to watch beside `*.py`, such as `*.html`, or further folders; may be repeated."""
+
+    exclude: Annotated[tuple[str, ...], Option("--reload-exclude", metavar="PATTERN")] = ()
+    """Files or folders not to watch; may be repeated. The default leaves out `.*`, `.py[cod]`,
+    `.sw.*` and `~*`, unless they are included."""
+
+    delay: Annotated[
+        float, Option("--reload-delay", unit=Unit.SECONDS, minimum=0.01, maximum=1.0)
+    ] = 0.05
+    """How long files must rest before a reload. Editors write a file in several steps, and most
+    of them within a few milliseconds; what comes later begins the reload anew."""
+
+    def contradictions(self) -> Iterator[ConfigError]:
+        for name in ("dirs", "include", "exclude"):
+            if not self.enabled and (values := getattr(self, name)):
+                yield ConfigError(f"reload.{name}", " ".join(values), "needs --reload")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RingConfig(Section):
     """Shape of each worker's datagram ring."""
 
@@ -1055,6 +1091,7 @@ class Config:
     websocket: WebSocketConfig = field(default_factory=WebSocketConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     workers: WorkerConfig = field(default_factory=WorkerConfig)
+    reload: ReloadConfig = field(default_factory=ReloadConfig)
     ring: RingConfig = field(default_factory=RingConfig)
     log: LogConfig = field(default_factory=LogConfig)
     process: ProcessConfig = field(default_factory=ProcessConfig)

@@ -10,11 +10,6 @@ NOT_NEEDED: Final = "is not needed here; leave it out"
 
 ELSEWHERE: Final[Mapping[str, str]] = {
     # uvicorn
-    "--reload": LATER,
-    "--reload-dir": LATER,
-    "--reload-include": LATER,
-    "--reload-exclude": LATER,
-    "--reload-delay": LATER,
     "--ws": "is not needed: WebSockets are always on; leave it out",
     "--ssl-version": "is not needed: TLS 1.2 and 1.3 are spoken; leave it out",
     "--use-colors": "is written --log-color on",
@@ -26,6 +21,8 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--worker-tmp-dir": "is not needed: heartbeats go through shared memory; leave it out",
     "--reuse-port": "is not needed: the master hands connections to the workers; leave it out",
     "--no-sendfile": NOT_NEEDED,
+    "--reload-engine": "is not needed: the system tells of changes; leave it out",
+    "--reload-extra-file": "is written --reload-include",
     "--limit-request-field_size": "is written --h1-max-head-size, for all fields together",
     "--check-config": LATER,
     "--print-config": LATER,
@@ -46,6 +43,12 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--respawn-failed-workers": "is not needed: workers that die are always replaced; leave it out",
     "--http1-buffer-size": "is written --h1-max-head-size",
     "--ws-enabled": NOT_NEEDED,
+    "--reload-paths": "is written --reload-dir",
+    "--reload-ignore-dirs": "is written --reload-exclude",
+    "--reload-ignore-patterns": "is written --reload-exclude, with patterns such as *.tmp",
+    "--reload-ignore-paths": "is written --reload-exclude",
+    "--reload-tick": "is not needed: the system tells of changes; leave it out",
+    "--reload-ignore-worker-failure": NOT_NEEDED,
 }
 """Option -> what to do instead."""
 

@@ -43,6 +43,7 @@ any more, so it is killed then."""
 ABANDON_PATIENCE: Final = 2.0
 """Seconds to wait for a process that was sent SIGKILL."""
 
+_HAS_SERVED: Final = (WorkerState.READY, WorkerState.DRAINING, WorkerState.DRAINED)
 _LEVELS: Final = {
     actions.Level.INFO: logging.INFO,
     actions.Level.WARNING: logging.WARNING,
@@ -245,9 +246,10 @@ class Fleet:
             logger.log(level, "%s: %s", worker, text)
 
     def _is_echo(self, worker: WorkerHandle) -> bool:
-        """Tell whether it only fails like another one before it, which ended the start."""
+        """Tell whether it only fails like another one before it, for which it was given up."""
         target = worker.assignments.get(AssignmentCell.TARGET_STATE)
-        return not self._started and target == WorkerState.DRAINED
+        served = worker.scoreboard.get(Cell.STATE) in _HAS_SERVED
+        return target == WorkerState.DRAINED and not (self._started and served)
 
     # Talking to workers
 

@@ -49,6 +49,7 @@ from asgiri.master.slots import DRAIN_GRACE
 from asgiri.master.steering import Steering
 from asgiri.master.supervisor import Supervisor
 from asgiri.master.takeover import MasterState, Takeover, read_state, start_cold
+from asgiri.master.watcher import Watcher, check_reload, for_development
 from asgiri.prctl import become_subreaper
 
 logger = logging.getLogger("asgiri.master")
@@ -124,7 +125,7 @@ class Master:
     ) -> None:
         """`state`: of the program whose place this one takes."""
         self._started = started
-        config = settings.config
+        config = for_development(settings.config)
         self._settings = settings
         self._config = config
         self._reread = reread
@@ -157,12 +158,18 @@ class Master:
             # A restarted server must not take its predecessor's connections for its own.
             first_worker_id=random.SystemRandom().randrange(1, 1 << 31),
             random=random.random,
+            development=config.reload.enabled,
         )
         self._fleet = Fleet(
             self._loop, self._supervisor, self._dispatcher, self._steering, self._carry_out, config
         )
         cleanup.callback(self._fleet.acceptor.close)
         cleanup.callback(self._fleet.abandon)
+        self._watcher: Watcher | None = None
+        if config.reload.enabled:
+            watcher = Watcher(self._loop, config, self._on_change, self._fleet.bystanders)
+            cleanup.callback(watcher.close)
+            self._watcher = watcher
         self._reporting = Reporting(
             self._loop,
             self._supervisor,
@@ -262,6 +269,8 @@ class Master:
     def run(self) -> int:
         """Start the first generation and serve until the supervisor says that all has stopped."""
         self._loop.watch_readable(self._signals.fileno(), self._on_signals)
+        if self._watcher is not None:
+            self._watcher.start()
         self._watch_over_us()
         if not self._fleet.workers:
             self._service.starting(self._config.workers.boot_timeout)
@@ -317,6 +326,8 @@ class Master:
     def _let_go(self) -> None:
         """Leave to the next program of this process what it needs, and nothing more."""
         self._fleet.end_molds()
+        if self._watcher is not None:
+            self._watcher.kill()
         self._signals.pass_on()
 
     def _carry_out(self, action: Action) -> None:
@@ -417,6 +428,11 @@ class Master:
         logger.info("SIGWINCH: the workers finish what they have; SIGHUP starts new ones")
         self._fleet.decide(self._supervisor.rest(now))
 
+    def _on_change(self) -> None:
+        """Files have changed: --reload."""
+        if not self._supervisor.is_ending:
+            self._reload(time.monotonic())
+
     def _reload(self, now: float) -> None:
         # A canary and the others, each within its time.
         self._service.reloading(2 * self._config.workers.boot_timeout)
@@ -428,7 +444,7 @@ class Master:
             self._reporting.facts["reload_failure"] = f"refused: {error}"
             self._service.ready(f"reload refused: {error}")
             return
-        config = settings.config
+        config = for_development(settings.config)
         if config.listen != self._config.listen or config.http.http3 != self._config.http.http3:
             logger.warning("addresses changed: they take effect with a restart, not by a reload")
         self._settings, self._config = settings, config
@@ -465,6 +481,7 @@ class Master:
 
 def _prepare_for(config: Config) -> None:
     """Make this process what the configuration asks for. Raises StartError."""
+    check_reload(config)
     if config.workers.preload and not become_subreaper():
         raise StartError(
             "--preload: this system has no PR_SET_CHILD_SUBREAPER (Linux 3.4); leave it out"

@@ -174,6 +174,10 @@ def _fault_of_libuv() -> str:
 
 def import_application(config: Config) -> LoadedApplication:
     """Import the application, last of all: its folder comes first on sys.path from here on."""
+    if config.reload.enabled:
+        # Compiled files are known by their source's size and the second in which it was written:
+        # of two changes in one second, the second one would be taken for the first.
+        sys.dont_write_bytecode = True
     try:
         return load(config.app)
     except LoadError as error:

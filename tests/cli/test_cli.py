@@ -234,7 +234,7 @@ def test_two_ways_to_name_an_address_are_refused():
         ("--no-http1 --no-http2", "--no-http1: leaves no version of HTTP; allow at least one"),
         ("--keyfile k", "--keyfile k: needs --certfile"),
         ("extra", "extra: one argument too many"),
-        ("--reload", "--reload: comes with a later version; leave it out"),
+        ("--reload-paths", "--reload-paths: is written --reload-dir"),
         ("--threads 4", "--threads: is written --wsgi-threads; for an ASGI application start"),
         ("-wx", "--workers x: must be a number of workers, or auto"),
         ("-Zx", "-Z: no such option; see --help"),
