@@ -934,11 +934,6 @@ class ReloadConfig(Section):
     """How long files must rest before a reload. Editors write a file in several steps, and most
     of them within a few milliseconds; what comes later begins the reload anew."""
 
-    def contradictions(self) -> Iterator[ConfigError]:
-        for name in ("dirs", "include", "exclude"):
-            if not self.enabled and (values := getattr(self, name)):
-                yield ConfigError(f"reload.{name}", " ".join(values), "needs --reload")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RingConfig(Section):

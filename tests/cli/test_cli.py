@@ -34,6 +34,7 @@ SAMPLES = {
     "listen.uds": "/run/x.sock",
     "listen.fd": "3",
     "log.access_log_format": "%(h)s",
+    "reload.delay": "0.5",
     "tls.certfile": "c.pem",
     "tls.keyfile": "k.pem",
     "process.umask": "027",

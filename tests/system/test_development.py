@@ -213,11 +213,6 @@ def test_a_folder_that_does_not_exist_is_named():
     assert text == "asgiri: --reload-dir missing: no such folder; name one that exists\n"
 
 
-def test_what_belongs_to_it_needs_it():
-    status, text = run_to_end("--reload-include", "*.html", "shop:app")
-    assert (status, text) == (2, "asgiri: --reload-include *.html: needs --reload\n")
-
-
 NOT_INSTALLED = """
 import sys
 from asgiri import cli
