@@ -194,14 +194,8 @@ class Receiver:
         return local, segment_size
 
     def _parse_local(self, level: int, kind: int, content: bytes) -> LocalAddress | None:
-        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
-            interface, _, ip = _IN_PKTINFO.unpack_from(content)
-        elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
-            ip, interface = _IN6_PKTINFO.unpack_from(content)
-        else:
-            return None
-        local = LocalAddress(ip, interface)
-        if len(self._locals) < LOCAL_ADDRESSES:
+        local = parse_local_address(level, kind, content)
+        if local is not None and len(self._locals) < LOCAL_ADDRESSES:
             self._locals[content] = local
         return local
 
@@ -215,7 +209,7 @@ class Receiver:
             if local is None:
                 self._socket.sendto(datagram, socket.MSG_DONTWAIT, address)
             else:
-                self._socket.sendmsg([datagram], [_source(local)], socket.MSG_DONTWAIT, address)
+                self._socket.sendmsg([datagram], [source_of(local)], socket.MSG_DONTWAIT, address)
         except OSError:
             # A full buffer, a firewall, no route: the peer asks again.
             self._replies_failed += 1
@@ -263,7 +257,18 @@ def _records_of(worker: WorkerHandle) -> RecordWriter:
     return worker.records
 
 
-def _source(local: LocalAddress) -> tuple[int, int, bytes]:
+def parse_local_address(level: int, kind: int, content: bytes) -> LocalAddress | None:
+    """Read an ancillary message: to which address of ours a datagram was sent; None: no answer."""
+    if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+        interface, _, ip = _IN_PKTINFO.unpack_from(content)
+    elif level == socket.IPPROTO_IPV6 and kind == _IPV6_PKTINFO:
+        ip, interface = _IN6_PKTINFO.unpack_from(content)
+    else:
+        return None
+    return LocalAddress(ip, interface)
+
+
+def source_of(local: LocalAddress) -> tuple[int, int, bytes]:
     """Return the ancillary message that makes a datagram leave from `local`, by any interface."""
     if len(local.ip) == 4:
         return socket.IPPROTO_IP, IP_PKTINFO, _IN_PKTINFO.pack(0, local.ip, bytes(4))

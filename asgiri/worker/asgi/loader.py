@@ -41,7 +41,11 @@ def load(config: AppConfig) -> LoadedApplication:
     folder = os.path.abspath(config.app_dir or os.curdir)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    found = _find(config.target, folder)
+    return adapt(config, _find(config.target, folder))
+
+
+def adapt(config: AppConfig, found: Any) -> LoadedApplication:
+    """Call what was found if it is a factory, adapt its interface. Raises LoadError."""
     if config.factory:
         found = _call_factory(config.target, found)
     elif not callable(found):
