@@ -109,13 +109,14 @@ def test_an_abstract_socket_will_do():
     ("pid", "limit", "interval"),
     [
         ("", "4000000", 2.0),
-        (str(os.getpid()), "4000000", 2.0),
+        ("ours", "4000000", 2.0),
         ("1", "4000000", 0.0),
         ("", "", 0.0),
         ("", "soon", 0.0),
     ],
 )
 def test_the_watchdog_is_fed_twice_per_limit(manager, pid, limit, interval):
+    pid = pid.replace("ours", str(os.getpid()))
     environment = {"WATCHDOG_USEC": limit, **({"WATCHDOG_PID": pid} if pid else {})}
     ours = service(manager, **environment)
     assert ours.watchdog_interval == interval
