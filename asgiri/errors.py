@@ -102,6 +102,11 @@ class ChannelClosedError(IpcError):
 class FdsLostError(IpcError):
     """The kernel dropped file descriptors that were on their way to this process."""
 
+    def __init__(self, message: str, frame: bytes) -> None:
+        super().__init__(message)
+        self.frame = frame
+        """What they came with, which did arrive."""
+
 
 class RingCorruptError(IpcError):
     """A datagram ring holds what no writer of ours puts there."""

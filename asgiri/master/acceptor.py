@@ -436,13 +436,20 @@ class Acceptor:
 
         The chooser has forgotten the worker by now, with what was counted for it.
         """
-        connections = self._read_back(worker)
-        self._recovered += len(connections)
-        self.dispatch(connections)
-        return len(connections)
+        count = 0
+        # As many at a time as there is room for: giving them away makes room for the others.
+        while connections := self._read_back(worker):
+            count += len(connections)
+            self.dispatch(connections)
+        if worker.has_undelivered:
+            logger.error("%s: connections it had not read are lost: too many open files", worker)
+        self._recovered += count
+        return count
 
     def take_back(self, worker: WorkerHandle) -> int:
-        """Serve by others what a worker that stands still has not read (D23)."""
+        """Serve by others what a worker that stands still has not read (D23): as much of it as the
+        master has room for. The others wait there, until it goes on or we look again.
+        """
         connections = self._read_back(worker)
         if connections:
             self._taken_back += len(connections)

@@ -364,8 +364,9 @@ class Fleet:
 
     def _take_all_handed_back(self, worker: WorkerHandle) -> None:
         """What it had handed back before it died."""
-        for index, fd in worker.connections.recover():
-            self.acceptor.handed_back([(index, fd, 0)])
+        while handed_back := worker.connections.recover():
+            for index, fd in handed_back:
+                self.acceptor.handed_back([(index, fd, 0)])
 
     def reap(self) -> None:
         """Collect exits that no pidfd tells of. Called on SIGCHLD."""

@@ -380,7 +380,9 @@ class WorkerHandle:
         return self.process.poll()
 
     def recover(self) -> list[tuple[int, int]]:
-        """Read back (listener, descriptor) of what the worker has not read; the caller owns it."""
+        """Read back (listener, descriptor) of what the worker has not read, as much of it as this
+        process has room for; the caller owns it.
+        """
         refused = self._undelivered.refused
         recovered = self._undelivered.recover()
         if self._undelivered.refused > refused:
@@ -390,6 +392,11 @@ class WorkerHandle:
                 self._undelivered.refused - refused,
             )
         return recovered
+
+    @property
+    def has_undelivered(self) -> bool:
+        """There is something that it has not read."""
+        return self._undelivered.has_message
 
     def close(self) -> None:
         """Give everything back. The process must have been reaped, or be left to itself."""

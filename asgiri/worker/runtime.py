@@ -314,7 +314,8 @@ class Worker:
         try:
             received = self._resources.connections.receive()
         except FdsLostError as error:
-            # The kernel says how many arrived, not how many it dropped.
+            # One byte per descriptor. Else the master took them for unread, and us for late.
+            self._tcp.lost(len(error.frame))
             self._warn(f"connections were lost: {error}")
             return 0
         except ChannelClosedError:

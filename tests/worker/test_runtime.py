@@ -159,7 +159,7 @@ async def test_connections_that_the_system_cannot_hand_over_are_reported():
         for client in clients:
             client.close()
         await worker.wait_until(
-            lambda: worker.count(Cell.TCP_ADOPTED) == worker.count(Cell.TCP_CLOSED)
+            lambda: worker.count(Cell.TCP_ADOPTED) == worker.count(Cell.TCP_CLOSED) == 64
         )
         # It has not lost its way: the next one is served.
         assert await ask(worker, "/hello") == "Hello, world!"

@@ -200,6 +200,12 @@ class TcpEndpoint:
         self.services.scoreboard.add(Cell.HTTP2_OPEN, -1)
         self.closed()
 
+    def lost(self, count: int) -> None:
+        """Connections came that there was no room for: they are gone as soon as they were taken."""
+        scoreboard = self.services.scoreboard
+        scoreboard.add(Cell.TCP_ADOPTED, count)
+        scoreboard.add(Cell.TCP_CLOSED, count)
+
     def hand_back_unopened(self) -> None:
         """Let another worker serve those that have not said anything yet, if the master wants."""
         hand_back = self.services.hand_back
