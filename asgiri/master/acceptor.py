@@ -367,15 +367,18 @@ class Acceptor:
     def to_state(self) -> dict[str, Any]:
         """Name the connections that are the master's; the counters, too."""
         return {
-            "waiting": [list(connection) for connection, _ in self._queue],
+            "waiting": [list(connection) for connection in self._unserved()],
             "idle": [list(connection) for connection in self._idle.connections()],
             "counters": {name: getattr(self, f"_{name}") for name in COUNTERS},
         }
 
     def inherited_fds(self) -> list[int]:
         """Return the descriptors that `to_state` names."""
-        waiting = [connection for connection, _ in self._queue]
-        return [connection.fd for connection in (*waiting, *self._idle.connections())]
+        return [connection.fd for connection in (*self._unserved(), *self._idle.connections())]
+
+    def _unserved(self) -> list[Connection]:
+        """Return those that have something to read. Some may have woken in this very turn."""
+        return [*(connection for connection, _ in self._queue), *self._woken]
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Own the connections that `to_state` named; before `start`."""

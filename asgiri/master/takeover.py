@@ -221,7 +221,8 @@ class Takeover:
         if refusal:
             logger.error("upgrade refused, everything stays as it is: %s", refusal)
         else:
-            self._try()
+            # Not from here: signals that were taken with SIGCHLD would be lost.
+            self._timer = self._loop.call_later(0.0, self._try)
 
     def _try(self) -> None:
         if not self._is_settled():

@@ -371,3 +371,28 @@ def test_client_ip_of_tcp_unix_and_closed_connections():
         assert client_ip(ours.fileno()) == ""
     with socket.socket() as unconnected:
         assert client_ip(unconnected.fileno()) == ""
+
+
+@pytest.mark.slow
+def test_another_program_is_told_of_a_connection_that_woke_in_the_same_turn(scene):
+    """It was neither idle any more nor in the queue yet, and closed with its request in it."""
+    scene.acceptor.balances_requests = True
+    scene.listen()
+    scene.acceptor.start(scene.listeners)
+    [client] = scene.connect()
+    turn_until(scene.loop, lambda: scene.statistics().idle == 1)
+    told = []
+
+    def tell() -> None:
+        told.append((scene.acceptor.to_state(), scene.acceptor.inherited_fds()))
+
+    client.send(b"a request")
+    scene.loop.call_at(0.0, tell)  # before the timer by which it is given out
+    scene.loop.turn(PATIENCE)
+    [(state, fds)] = told
+    assert state["idle"] == []
+    [[listener, fd, _]] = state["waiting"]
+    assert (listener, fds) == (0, [fd])
+    scene.hire()
+    scene.acceptor.serve_queue()
+    assert len(scene.answers([client])) == 1
