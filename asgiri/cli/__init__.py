@@ -23,6 +23,7 @@ from asgiri.cli.reading import UsageProblems, label_of, settle
 from asgiri.cli.sources import read_sources
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
 from asgiri.master import runtime, takeover
+from asgiri.master.renewal import check_encryption
 from asgiri.master.settings import Settings
 
 __all__ = ["main"]
@@ -57,10 +58,12 @@ def _check_upgrade(words: Sequence[str], state_fd: int) -> int:
     """Say whether this program could take the place of the one whose state this is."""
     importlib.import_module("asgiri.worker.runtime")  # or its workers could not start
     try:
-        takeover.read_state(state_fd)
+        state = takeover.read_state(state_fd)
     except TakeoverError as error:
         return _fail([str(error)], ExitCode.RUNTIME)
-    _read_settings(words, os.getcwd())
+    settings = _read_settings(words, os.getcwd())
+    if isinstance(settings, Settings):
+        check_encryption(settings.config, http3=state.secrets is not None, tls=state.tls)
     return ExitCode.OK
 
 

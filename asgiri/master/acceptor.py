@@ -156,6 +156,12 @@ class Acceptor:
         self._taken_back = self._aborted = self._exhausted = self._abandoned = 0
         self._handed_back = self._overdue = 0
 
+    def configure(self, *, keep_alive: float, queue_timeout: float, by_client_ip: bool) -> None:
+        """Go on with other values of these. Who is idle already waits for as long as before."""
+        self._idle.keep_alive = keep_alive
+        self._queue_timeout = queue_timeout
+        self._by_client_ip = by_client_ip
+
     # Listening
 
     def start(self, listeners: Sequence[Listener]) -> None:

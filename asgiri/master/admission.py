@@ -62,7 +62,7 @@ class Admission:
     """Decides about Initials that begin a connection; counts them, and nothing else."""
 
     def __init__(self, mode: RetryMode) -> None:
-        self._mode = mode
+        self.mode = mode
         self._retry_until = 0.0
         self._unvalidated = TokenBucket(UNVALIDATED_RATE)
         self._handshakes = TokenBucket(HANDSHAKE_RATE)
@@ -77,8 +77,8 @@ class Admission:
 
     def must_prove_address(self, load: QuicLoad, now: float) -> bool:
         """Tell whether an Initial without a valid token is answered by Retry."""
-        if self._mode is not RetryMode.AUTO:
-            return self._mode is RetryMode.ALWAYS
+        if self.mode is not RetryMode.AUTO:
+            return self.mode is RetryMode.ALWAYS
         # Taken also while Retry is on: the rate is that of what arrives, not of what is let in.
         within_rate = self._unvalidated.take(now)
         if not within_rate or load.half_open > RETRY_ABOVE_HALF_OPEN or is_crowded(load):

@@ -64,7 +64,7 @@ class BalanceSwitch:
     """Whether workers shall hand idle connections back."""
 
     def __init__(self, mode: BalanceMode) -> None:
-        self._mode = mode
+        self.mode = mode
         self._needed_until = -math.inf
         self._moved = 0
         self._counted_at = -math.inf
@@ -75,7 +75,7 @@ class BalanceSwitch:
         """Look at how late each ready worker's loop is, in seconds by worker_id, and at how many
         connections were handed back since the start; return `on`.
         """
-        if self._mode is BalanceMode.AUTO:
+        if self.mode is BalanceMode.AUTO:
             self._count_moves(moved, len(lags), now)
             dear = now < self._dear_until
             latest = max(lags.values(), default=0.0)

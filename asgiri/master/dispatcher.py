@@ -248,7 +248,7 @@ class Dispatcher:
         `hash_key`: up to 64 bytes, the same as long as clients are to find their slots again;
         unknown to them, or they could choose their slot.
         """
-        self._policy = policy
+        self.policy = policy
         self._random = random
         self._hash_key = hash_key
         self.request_limit = request_limit
@@ -377,7 +377,7 @@ class Dispatcher:
         The caller reads them back, says `withdrawn_tcp`, and chooses again for each. Workers that
         drain are looked at as well.
         """
-        if self._policy is BalancePolicy.CLIENT_IP:
+        if self.policy is BalancePolicy.CLIENT_IP:
             return []
         self._sample(now)
         takers = [worker for worker in self._ready if worker.fresh and not worker.late]
@@ -445,7 +445,7 @@ class Dispatcher:
             worker.sample(now, forgive=forgive, request_limit=self.request_limit)
 
     def _choose(self, client_ip: str) -> _Worker | None:
-        match self._policy:
+        match self.policy:
             case BalancePolicy.CLIENT_IP if client_ip:
                 with_room = (worker for worker in self._ready if worker.own_room > 0)
                 return self._heaviest(client_ip.encode(), with_room)

@@ -25,7 +25,7 @@ from asgiri.master import actions
 from asgiri.master.acceptor import Acceptor
 from asgiri.master.actions import Action
 from asgiri.master.balance import BalanceMode, BalanceSwitch, Shedding
-from asgiri.master.dispatcher import OBSERVE_INTERVAL, Dispatcher
+from asgiri.master.dispatcher import OBSERVE_INTERVAL, BalancePolicy, Dispatcher
 from asgiri.master.foundry import Foundry
 from asgiri.master.loop import EventLoop, Timer
 from asgiri.master.processes import WorkerHandle, WorkerIdentity, WorkerOrder, exit_text, spawn
@@ -73,16 +73,14 @@ class Fleet:
             tls=config.speaks_tls,
             by_client_ip=config.workers.balance_policy == "client-ip",
         )
-        mode = _balance_mode(config)
         self.bystanders: dict[int, Callable[[], None]] = {}
         """Children that are no workers, and who reaps them."""
         self.ready: frozenset[int] = frozenset()
         """Those that new connections go to."""
         self.on_reaped: Callable[[WorkerHandle], None] = lambda _: None
         """Told of a worker that is about to be taken apart."""
-        self._balance = BalanceSwitch(mode)
-        # Who wants connections to stay where they are does not want them closed either.
-        self._shedding = None if mode is BalanceMode.CONNECTION else Shedding()
+        self._balance = BalanceSwitch(_balance_mode(config))
+        self._shedding = _make_shedding(self._balance)
         self._loop = loop
         self._supervisor = supervisor
         self._dispatcher = dispatcher
@@ -108,6 +106,21 @@ class Fleet:
     def end_molds(self) -> None:
         """Let go of what workers are forked from. The next one that is spawned starts another."""
         self._foundry.end_all()
+
+    def configure(self, config: Config) -> None:
+        """Go on with other options, after a reload."""
+        self._dispatcher.policy = BalancePolicy(config.workers.balance_policy)
+        self._dispatcher.request_limit = config.http.limit_concurrency
+        self.acceptor.configure(
+            keep_alive=config.http1.keep_alive,
+            queue_timeout=config.http.queue_timeout or math.inf,
+            by_client_ip=config.workers.balance_policy == "client-ip",
+        )
+        mode = _balance_mode(config)
+        if mode is not self._balance.mode:
+            self._balance = BalanceSwitch(mode)
+            self._shedding = _make_shedding(self._balance)
+            self._balance_switched()
 
     # Deciding
 
@@ -460,6 +473,11 @@ def _vitals(worker: WorkerHandle) -> Vitals:
         requests=get(Cell.REQUESTS_HTTP1) + get(Cell.REQUESTS_HTTP2) + get(Cell.REQUESTS_HTTP3),
         rss=get(Cell.RSS_BYTES),
     )
+
+
+def _make_shedding(balance: BalanceSwitch) -> Shedding | None:
+    """Who wants connections to stay where they are does not want them closed either."""
+    return None if balance.mode is BalanceMode.CONNECTION else Shedding()
 
 
 def _balance_mode(config: Config) -> BalanceMode:

@@ -49,7 +49,7 @@ class IdlePool:
         """`awake` is called with a connection that has something to read, and owns it then."""
         self._loop = loop
         self._awake = awake
-        self._keep_alive = keep_alive
+        self.keep_alive = keep_alive
         self._limit = limit
         self._idle: dict[int, _Idle] = {}
         self._timer: Timer | None = None
@@ -71,7 +71,7 @@ class IdlePool:
             self.refused += 1
             return False
         fd = connection.fd
-        deadline = self._loop.now + self._keep_alive * (1.0 - idle_share)
+        deadline = self._loop.now + self.keep_alive * (1.0 - idle_share)
         self._idle[fd] = _Idle(connection, deadline)
         self._loop.watch_readable(fd, _Wake(self, fd))
         if deadline < self._next_due:

@@ -63,6 +63,10 @@ class ServiceManager:
         """We serve: after the start, and after each reload."""
         self._send(READY="1", STATUS=status)
 
+    def status(self, text: str) -> None:
+        """Something is different; nobody waits for it."""
+        self._send(STATUS=text)
+
     def reloading(self, patience: float) -> None:
         """A reload begins."""
         now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000

@@ -18,6 +18,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -42,10 +43,11 @@ from asgiri.master.notify import ServiceManager
 from asgiri.master.processes import MOLD_MODULE, WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
+from asgiri.master.renewal import check_encryption, renew
 from asgiri.master.reporting import Reporting
 from asgiri.master.settings import Reread, Settings
 from asgiri.master.signals import SignalSource
-from asgiri.master.slots import DRAIN_GRACE
+from asgiri.master.slots import DRAIN_GRACE, longest_reload
 from asgiri.master.steering import Steering
 from asgiri.master.supervisor import Supervisor
 from asgiri.master.takeover import MasterState, Takeover, read_state, start_cold
@@ -101,6 +103,8 @@ def run(
         state = None
         try:
             state = read_state(state_fd)
+            config = settings.config
+            check_encryption(config, http3=state.secrets is not None, tls=state.tls)
             master = Master(settings, reread, words, cleanup, state)
             master.resume(state)
         except (TakeoverError, StartError, OSError, ValueError, LookupError, TypeError) as error:
@@ -126,8 +130,10 @@ class Master:
         """`state`: of the program whose place this one takes."""
         self._started = started
         config = for_development(settings.config)
-        self._settings = settings
         self._config = config
+        """Of the generation that serves."""
+        self._candidate = self._wanted = replace(settings, config=config)
+        """Of the newest generation; of the one that begins next."""
         self._reread = reread
         self._tls = config.speaks_tls
         self._exit_code = int(ExitCode.RUNTIME)
@@ -137,7 +143,7 @@ class Master:
         cleanup.callback(self._signals.close)
         self._service = ServiceManager(os.environ, os.getpid())
         cleanup.callback(self._service.close)
-        set_title(f"asgiri: master [{config.process.name or config.app.target}]")
+        _show(config)
         raise_file_limit()
         _prepare_for(config)
         if state is None:
@@ -252,15 +258,16 @@ class Master:
             for listener in self._listeners.datagrams
         ]
 
-    def _order(self, config: Config) -> WorkerOrder:
+    def _order(self, settings: Settings) -> WorkerOrder:
+        config = settings.config
         return WorkerOrder(
             config=config.to_json(),
             ring=config.ring,
             secrets=None if self._secrets is None else self._secrets.to_json(),
             listeners=[listener.info(tls=self._tls) for listener in self._listeners],
             udp_fds=[listener.fileno() for listener in self._listeners.datagrams],
-            environment=self._settings.environment,
-            folder=self._settings.folder or None,
+            environment=settings.environment,
+            folder=settings.folder or None,
             mold=MOLD_MODULE if config.workers.preload else "",
         )
 
@@ -311,6 +318,7 @@ class Master:
         begun = [] if self._steering is None else self._steering.begun(time.monotonic())
         state = MasterState(
             secrets=None if self._secrets is None else self._secrets.to_json(),
+            tls=self._tls,
             listeners=self._listeners.to_state(),
             workers=[worker.to_state() for worker in workers],
             supervisor=self._supervisor.to_state(self._fleet.unborn),
@@ -334,17 +342,19 @@ class Master:
         """Carry out what concerns the server as a whole."""
         match action:
             case actions.GenerationBegun(generation=generation):
-                self._fleet.order(generation, self._order(self._config))
+                self._candidate = self._wanted
+                self._fleet.order(generation, self._order(self._candidate))
             case actions.Started():
                 self._on_started()
             case actions.ReloadEnded(generation=generation, failure=failure):
                 self._reporting.facts["reload_failure"] = failure
                 if failure:
                     logger.error("reload failed, the old workers stay: %s", failure)
-                    self._service.ready(f"reload failed, the old workers stay: {failure}")
+                    self._reload_ended(f"reload failed, the old workers stay: {failure}")
                 else:
+                    self._renew()
                     logger.info("reloaded: generation %d serves", generation)
-                    self._service.ready(self._status())
+                    self._reload_ended(self._status())
             case actions.StopListening():
                 self._service.stopping(self._config.workers.graceful_timeout + DRAIN_GRACE)
                 self._takeover.cancel()
@@ -365,8 +375,7 @@ class Master:
         self._reporting.facts |= {
             "asgiri": __version__,
             "python": platform.python_version(),
-            "app": self._config.app.target,
-            "name": self._config.process.name,
+            **_names(self._config),
             "addresses": where,
             "reload_failure": "",
         }
@@ -408,9 +417,9 @@ class Master:
             case signal.SIGHUP:
                 self._reload(now)
             case signal.SIGTTIN:
-                self._fleet.decide(self._supervisor.scale(1, now))
+                self._scale(1, now)
             case signal.SIGTTOU:
-                self._fleet.decide(self._supervisor.scale(-1, now))
+                self._scale(-1, now)
             case signal.SIGWINCH:
                 self._rest(now)
             case signal.SIGUSR1:
@@ -420,6 +429,10 @@ class Master:
             case _:  # SIGCHLD
                 self._fleet.reap()
 
+    def _scale(self, change: int, now: float) -> None:
+        self._fleet.decide(self._supervisor.scale(change, now))
+        self._service.status(self._status())
+
     def _rest(self, now: float) -> None:
         """As gunicorn: a daemon's workers go. To others it says that their window has changed."""
         if has_terminal():
@@ -427,6 +440,9 @@ class Master:
             return
         logger.info("SIGWINCH: the workers finish what they have; SIGHUP starts new ones")
         self._fleet.decide(self._supervisor.rest(now))
+        self._service.status(self._status())
+
+    # Reload
 
     def _on_change(self) -> None:
         """Files have changed: --reload."""
@@ -434,21 +450,39 @@ class Master:
             self._reload(time.monotonic())
 
     def _reload(self, now: float) -> None:
-        # A canary and the others, each within its time.
-        self._service.reloading(2 * self._config.workers.boot_timeout)
+        self._service.reloading(longest_reload(self._config.workers))
         try:
-            settings = self._reread()
-            _prepare_for(settings.config)
+            fresh = self._reread()
+            config, waiting = renew(self._config, for_development(fresh.config))
+            _prepare_for(config)
         except (ConfigError, StartError) as error:
             logger.error("reload refused, everything stays as it is: %s", error)
             self._reporting.facts["reload_failure"] = f"refused: {error}"
-            self._service.ready(f"reload refused: {error}")
+            self._reload_ended(f"reload refused: {error}")
             return
-        config = for_development(settings.config)
-        if config.listen != self._config.listen or config.http.http3 != self._config.http.http3:
-            logger.warning("addresses changed: they take effect with a restart, not by a reload")
-        self._settings, self._config = settings, config
+        if waiting:
+            logger.warning("changed, but takes a restart: %s", ", ".join(waiting))
+        self._wanted = replace(fresh, config=config)
         self._fleet.decide(self._supervisor.reload(config.workers, now))
+
+    def _reload_ended(self, status: str) -> None:
+        # If another one is under way, or follows, the manager waits for that.
+        tell = self._service.ready if self._supervisor.is_settled else self._service.status
+        tell(status)
+
+    def _renew(self) -> None:
+        """Go by the configuration of the workers that serve now."""
+        before, self._config = self._config, self._candidate.config
+        _show(self._config)
+        self._reporting.facts |= _names(self._config)
+        self._fleet.configure(self._config)
+        if self._steering is not None:
+            self._steering.set_retry(RetryMode(self._config.http3.quic_retry))
+        if self._config.log != before.log:
+            try:
+                logs.configure(self._config.log, "master")
+            except StartError as error:
+                logger.error("the master's log stays where it is: %s", error)
 
     def _reopen_logs(self) -> None:
         try:
@@ -477,6 +511,14 @@ class Master:
                 100 * (busy - busy_before) / (now - since),
             )
         self._loop.call_later(LOAD_INTERVAL, lambda: self._watch_load(now, busy))
+
+
+def _names(config: Config) -> dict[str, str]:
+    return {"app": config.app.target, "name": config.process.name}
+
+
+def _show(config: Config) -> None:
+    set_title(f"asgiri: master [{config.process.name or config.app.target}]")
 
 
 def _prepare_for(config: Config) -> None:

@@ -164,6 +164,15 @@ class WorkerPolicy(Protocol):
     def max_worker_lifetime(self) -> float: ...
 
 
+def longest_reload(policy: WorkerPolicy) -> float:
+    """Return how many seconds a reload can take: a canary, then the others, at once or in turns."""
+    if not policy.reload_surge:
+        return 2 * policy.boot_timeout
+    turns = math.ceil(policy.count / policy.reload_surge)
+    # Each begins when those are gone whose places the one before took.
+    return turns * (policy.boot_timeout + policy.graceful_timeout + DRAIN_GRACE)
+
+
 class Incarnation:
     """One worker from spawn to reap: its state, and when we stop waiting for the next one."""
 

@@ -184,6 +184,10 @@ class Steering(Generic[Destination]):
         del self._loads[worker_id]
         self._ready -= {worker_id}
 
+    def set_retry(self, mode: RetryMode) -> None:
+        """Say when clients have to prove their addresses."""
+        self._admission.mode = mode
+
     def set_ready(self, worker_ids: Collection[int]) -> None:
         """Say who takes new connections. One assignment: a reload switches in one step."""
         self._ready = frozenset(worker_ids)

@@ -64,6 +64,7 @@ class MasterState:
 
     secrets: dict[str, Any] | None
     """Those the living connection IDs were made with; None without HTTP/3."""
+    tls: bool
     listeners: list[dict[str, Any]]
     workers: list[dict[str, Any]]
     supervisor: dict[str, Any]

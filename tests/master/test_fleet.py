@@ -18,6 +18,7 @@ import pytest
 
 from asgiri.config import Config, RingConfig, WorkerConfig
 from asgiri.ipc.messages import ReopenLogs, SetLogLevel
+from asgiri.ipc.scoreboard import AssignmentCell
 from asgiri.master import fleet as fleet_module
 from asgiri.master.actions import (
     Action,
@@ -291,6 +292,37 @@ def test_reload_that_fails_leaves_the_old_generation_untouched(make_scene, behav
     turn_until(scene.loop, lambda: len(scene.workers) == 2)
     assert [worker.pid for worker in scene.workers] == old
     assert len({scene.answer(scene.connect())[1] for _ in range(4)}) == 2
+
+
+def test_options_that_are_the_masters_change(make_scene):
+    scene = make_scene(count=2)
+    scene.run_until_started()
+    dispatcher = scene.dispatcher
+
+    def configure(**sections) -> None:
+        scene.fleet.configure(Config.from_values({"app": {"target": "app:app"}, **sections}))
+
+    def balances() -> bool:
+        [wanted] = {worker.assignments.get(AssignmentCell.HAND_BACK) for worker in scene.workers}
+        return bool(wanted)
+
+    assert not balances()
+    configure(http={"limit_concurrency": 1})
+    assert dispatcher.request_limit == 1
+    assert balances()  # a limit means that requests are long
+    configure(workers={"balance_policy": "client-ip", "balance": "request"})
+    assert dispatcher.request_limit == 0
+    assert balances()
+    slots = set()
+    for _ in range(10):
+        client = scene.connect()
+        client.send(b"a request")
+        slots.add(scene.answer(client)[0])
+    assert len(slots) == 1  # all come from one address
+    configure(workers={"balance": "connection"})
+    assert not balances()
+    slots = {scene.answer(scene.connect())[0] for _ in range(10)}
+    assert len(slots) == 2
 
 
 def test_scaling_starts_and_drains_workers(make_scene):

@@ -35,6 +35,8 @@ def test_each_step_is_told(manager):
     assert told(manager) == {"EXTEND_TIMEOUT_USEC": "70000000", "STATUS": "starting"}
     ours.ready("2 workers")
     assert told(manager) == {"READY": "1", "STATUS": "2 workers"}
+    ours.status("3 workers")
+    assert told(manager) == {"STATUS": "3 workers"}
     before = time.monotonic()
     ours.reloading(60.0)
     message = told(manager)
@@ -114,6 +116,7 @@ def test_an_abstract_socket_will_do():
         ("", "", 0.0),
         ("", "soon", 0.0),
     ],
+    ids=["for anybody", "for us", "for another", "without", "nonsense"],
 )
 def test_the_watchdog_is_fed_twice_per_limit(manager, pid, limit, interval):
     pid = pid.replace("ours", str(os.getpid()))

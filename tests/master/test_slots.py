@@ -21,6 +21,7 @@ from asgiri.master.slots import (
     SlotInput,
     SlotState,
     advance,
+    longest_reload,
 )
 
 # Rows: the state before. Columns: what happens. "-": a bug of ours.
@@ -222,3 +223,15 @@ def test_another_program_finds_an_incarnation_where_it_was(make):
     after.restore(json.loads(json.dumps(before.to_state())))
     for name in ("state", "deadline", "ready_at", "recycle_reason"):
         assert getattr(after, name) == getattr(before, name)
+
+
+@pytest.mark.parametrize(
+    ("policy", "seconds"),
+    [
+        ({"count": 8}, 120.0),  # a canary, then the others
+        ({"count": 8, "reload_surge": 1}, 8 * 95.0),  # one after the other, each after a drain
+        ({"count": 8, "reload_surge": 3}, 3 * 95.0),
+    ],
+)
+def test_a_reload_is_given_the_time_of_its_turns(policy, seconds):
+    assert longest_reload(WorkerConfig(**policy)) == seconds

@@ -64,12 +64,20 @@ BROKEN = {
     "a segfault": ("import ctypes; ctypes.string_at(0)", "SIGSEGV before it was ready"),
     "a hang": ("import time; time.sleep(3600)", r"not ready after 12 s; aborted"),
 }
+BAD_OPTIONS = {
+    "max_requests = -1": "max_requests = -1: ",
+    "max_requests = ": "asgiri.toml",
+    "max_request = 5": "max_requests",
+    "header = [5]": "header",
+}
+REFUSED = "reload refused, everything stays as it is: (.*)"
 GOOD = "from tests.support.apps import app"
 
 
-async def test_a_new_generation_that_fails_changes_nothing(tmp_path):
-    module = tmp_path / "shop.py"
+async def test_a_new_generation_that_fails_changes_nothing(tmp_path, manager):
+    module, options = tmp_path / "shop.py", tmp_path / "asgiri.toml"
     module.write_text(GOOD)
+    options.touch()
     async with serve(
         "shop:app",
         workers=2,
@@ -79,8 +87,10 @@ async def test_a_new_generation_that_fails_changes_nothing(tmp_path):
         app_dir=tmp_path,
         boot_timeout=12,
         lifespan="on",
-        environment={"PYTHONDONTWRITEBYTECODE": "1"},
+        config=options,
+        environment={"PYTHONDONTWRITEBYTECODE": "1", **manager.environment},
     ) as server:
+        await manager.wait_for("READY")
         server.allowed_in_log += [r"nothing_of_that_name", "SyntaxError", "SystemExit", "broke"]
         pids = set(server.worker_pids)
         async with load(server, EVERYBODY) as clients:
@@ -90,13 +100,39 @@ async def test_a_new_generation_that_fails_changes_nothing(tmp_path):
                 server.send_signal(signal.SIGHUP)
                 failed = await server.wait_line("reload failed, the old workers stay: .*", start)
                 assert re.search(reason, server.log.text[start:]), (name, failed[0])
+                assert (await manager.wait_for("READY"))["STATUS"] in failed[0]
+            for content, reason in BAD_OPTIONS.items():
+                options.write_text(content)
+                start = server.log.end
+                server.send_signal(signal.SIGHUP)
+                line = await server.wait_line(REFUSED, start)
+                assert reason in line[1]
+                assert line[1] in (await manager.wait_for("READY"))["STATUS"]
             served = {pid for client in clients for pid in client.pids}
             assert served <= pids
+            assert set(server.worker_pids) == pids
             module.write_text(GOOD)
+            options.write_text("")
             start = server.log.end
             server.send_signal(signal.SIGHUP)
             await server.wait_line(r"reloaded: generation \d+ serves", start)
         assert_nothing_failed(clients)
+
+
+async def test_the_configuration_is_read_again(tmp_path):
+    """By the new workers, and by the master; what takes a restart is told."""
+    options = tmp_path / "asgiri.toml"
+    options.write_text('header = ["x-version: 1"]\n')
+    async with serve(workers=1, config=options) as server:
+        assert (await fetch(server)).header("x-version") == "1"
+        options.write_text('header = ["x-version: 2"]\nlog_level = "debug"\nbacklog = 64\n')
+        await reload(server, 2)
+        assert "changed, but takes a restart: --backlog" in server.log.text
+        assert (await fetch(server)).header("x-version") == "2"
+        pid = server.kill_worker(0)
+        await server.wait_line(rf"worker\[0\] pid={pid} gen=2: was killed by SIGKILL$")
+        await server.wait_replaced(0, pid)
+        assert (await fetch(server)).header("x-version") == "2"
 
 
 async def test_a_broken_certificate_changes_nothing(tmp_path):

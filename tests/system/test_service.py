@@ -18,16 +18,8 @@ from tests.support.http1_client import Http1Connection
 from tests.support.http3_client import Http3Connection
 from tests.support.server import PATIENCE, PROJECT, Server, ServerOptions, serve
 from tests.support.stream import ByteStream
-from tests.support.systemd import Manager
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
-
-
-@pytest.fixture
-def manager(tmp_path):
-    manager = Manager(tmp_path / "notify")
-    yield manager
-    manager.close()
 
 
 async def test_the_manager_is_told_of_each_step(manager, tmp_path):
@@ -60,6 +52,18 @@ async def test_the_manager_is_told_of_each_step(manager, tmp_path):
         stopping = await manager.wait_for("STOPPING")
         assert int(stopping["EXTEND_TIMEOUT_USEC"]) >= 30_000_000
         assert await server.wait_exit() == 0
+
+
+async def test_a_reload_that_follows_another_is_one_for_the_manager(manager):
+    async with serve(workers=1, environment=manager.environment) as server:
+        await manager.wait_for("READY")
+        server.send_signal(signal.SIGHUP)
+        while len(server.live_pids()) < 3:
+            await asyncio.sleep(0.01)
+        server.send_signal(signal.SIGHUP)
+        assert (await manager.wait_for("READY"))["STATUS"] == "generation 3 serves, 1 worker"
+        server.send_signal(signal.SIGTTIN)
+        assert (await manager.wait_for("STATUS"))["STATUS"] == "generation 3 serves, 2 workers"
 
 
 async def test_sockets_that_the_manager_keeps_outlive_a_crash(manager, tmp_path):

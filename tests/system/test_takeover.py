@@ -239,6 +239,7 @@ def test_a_program_that_cannot_be_executed_changes_nothing():
 
 STATE = MasterState(
     secrets=None,
+    tls=False,
     listeners=[],
     workers=[{"worker_id": 1}],
     supervisor={"roster": {"workers": [{"worker_id": 1}]}},
