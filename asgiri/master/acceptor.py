@@ -42,6 +42,11 @@ ACCEPTS_PER_TURN: Final = 64
 QUEUE_SIZE: Final = 256
 """Connections that wait in the master. Each holds a descriptor; the backlog holds more for
 nothing."""
+FILES_SHARE: Final = 4
+"""Part of the process's limit of open files that connections may hold which wait for a worker, and
+again that idle ones may. The other half is for listeners and workers, for what a dead worker had
+not read, and for starting its successor: a master whose files were all connections that wait for a
+worker could not start one."""
 QUEUE_INTERVAL: Final = 0.005
 """Seconds between two looks at the workers' counters while connections wait."""
 LOOK_INTERVAL: Final = 0.0045
@@ -137,10 +142,10 @@ class Acceptor:
         self._tls = tls
         self.balances_requests = False
         """Connections in cleartext are given away when there is something to read."""
-        # Half of what the process may open, for the queue and the listeners need some as well.
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._batch_size = largest_batch(files)
-        limit = min(DEFAULT_LIMIT, files // 2)
+        self._queue_size = max(1, min(QUEUE_SIZE, files // FILES_SHARE))
+        limit = min(DEFAULT_LIMIT, files // FILES_SHARE)
         self._idle = IdlePool(loop, self._awake, keep_alive=keep_alive, limit=limit)
         self._listeners: Sequence[Listener] = ()
         self._resting = True
@@ -173,7 +178,7 @@ class Acceptor:
         """Accept what is in the backlogs, for a listener resets it as it closes; then no more."""
         for listener in self._listeners:
             for _ in range(0, LAST_ACCEPTS, ACCEPTS_PER_TURN):
-                if self._accept_batch(listener) < ACCEPTS_PER_TURN:
+                if not self._accept_batch(listener):
                     break
         self._rest()
         self._listeners = ()
@@ -219,7 +224,7 @@ class Acceptor:
     def accept_some(self, listener: Listener) -> None:
         """Take what waits at one listener, up to a turn's worth. Called when it is readable."""
         self._accept_batch(listener)
-        if len(self._queue) >= QUEUE_SIZE:
+        if len(self._queue) >= self._queue_size:
             self._rest()
 
     def _accept_batch(self, listener: Listener) -> int:
@@ -227,7 +232,7 @@ class Acceptor:
         accept = listener.socket._accept  # type: ignore[attr-defined]  # noqa: SLF001
         has_ip = listener.kind == "tcp"
         connections: list[Connection] = []
-        room = min(ACCEPTS_PER_TURN, QUEUE_SIZE - len(self._queue))
+        room = min(ACCEPTS_PER_TURN, self._queue_size - len(self._queue))
         try:
             while len(connections) < room:
                 fd, address = accept()
@@ -281,7 +286,7 @@ class Acceptor:
         if self._spare_fd < 0:
             with contextlib.suppress(OSError):
                 self._spare_fd = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-        if len(self._queue) < QUEUE_SIZE:
+        if len(self._queue) < self._queue_size:
             self._wake()
 
     # Handing off
@@ -351,7 +356,7 @@ class Acceptor:
         left = self._hand_out(waiting)
         self._hold([(connection, came[connection.fd]) for connection in left])
         self._refuse_overdue()
-        if len(self._queue) < QUEUE_SIZE:
+        if len(self._queue) < self._queue_size:
             self._wake()
 
     def _refuse_overdue(self) -> None:

@@ -51,7 +51,8 @@ OBSERVE_INTERVAL: Final = 0.05
 SAMPLE_INTERVAL: Final = 0.001
 """Seconds for which what the workers' pages said is good enough."""
 UNADOPTED_LIMIT: Final = 64
-"""Connections that a worker may leave unread: as many as it takes with one call."""
+"""Connections that a worker may leave unread: as many as it takes with one call. The master, which
+reads them back when it dies, gives a lower one where few files may be open (`unread_limit`)."""
 FULL_SCAN_LIMIT: Final = 16
 """Workers beyond which two are compared, not all: nearly as even, and does not grow."""
 
@@ -156,7 +157,7 @@ class _Worker:
         self._quic_assigned_since_beat = 0
         self._quic_assigned_before_beat = 0
 
-    def sample(self, now: float, *, forgive: bool, request_limit: int) -> None:
+    def sample(self, now: float, *, forgive: bool, unread_limit: int, request_limit: int) -> None:
         """Read the worker's page; `forgive` a beat that does not come."""
         get = self._load.get
         beat = now if forgive else get(_BEAT_NS) * 1e-9
@@ -169,7 +170,7 @@ class _Worker:
         # Between two beats the loop is at least as late as its beat.
         lag = self.lag = max(get(_LAG_EWMA_US) * 1e-6, now - beat - BEAT_INTERVAL)
         active = get(_REQUESTS_ACTIVE)
-        self.own_room = UNADOPTED_LIMIT + 1 - unadopted
+        self.own_room = unread_limit + 1 - unadopted
         if request_limit:
             # What it has not read is as many requests, soon.
             self.own_room = min(self.own_room, request_limit - active - unadopted)
@@ -239,9 +240,12 @@ class Dispatcher:
         *,
         random: Callable[[], float],
         hash_key: bytes,
+        unread_limit: int = UNADOPTED_LIMIT,
         request_limit: int = 0,
     ) -> None:
         """Take `random` as random.random.
+
+        `unread_limit`: connections that a worker may leave unread.
 
         `request_limit`: requests that a worker handles at once; 0: as many as come.
 
@@ -251,6 +255,7 @@ class Dispatcher:
         self.policy = policy
         self._random = random
         self._hash_key = hash_key
+        self._unread_limit = unread_limit
         self.request_limit = request_limit
         self.hold = False
         """Choose nobody rather than a worker that stands still."""
@@ -328,7 +333,7 @@ class Dispatcher:
         """
         if now >= self._sample_at:
             self._sample(now)
-        readers = [worker for worker in self._ready if worker.unadopted <= UNADOPTED_LIMIT]
+        readers = [worker for worker in self._ready if worker.unadopted <= self._unread_limit]
         readers = [worker for worker in readers if worker.fresh and not worker.late] or readers
         return min(readers, key=_score).worker_id if readers else None
 
@@ -442,7 +447,12 @@ class Dispatcher:
     def _sample_each(self, now: float) -> None:
         forgive = now < self._ignore_stale_until
         for worker in self._workers.values():
-            worker.sample(now, forgive=forgive, request_limit=self.request_limit)
+            worker.sample(
+                now,
+                forgive=forgive,
+                unread_limit=self._unread_limit,
+                request_limit=self.request_limit,
+            )
 
     def _choose(self, client_ip: str) -> _Worker | None:
         match self.policy:

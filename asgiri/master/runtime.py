@@ -25,6 +25,7 @@ from typing import Final
 from asgiri import __version__, logs
 from asgiri.config import Config
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
+from asgiri.ipc.channel import largest_batch
 from asgiri.ipc.connection_id import ConnectionIdCodec, ConnectionIdMint
 from asgiri.ipc.messages import ReopenLogs
 from asgiri.ipc.records import PeerTable
@@ -143,8 +144,13 @@ class Master:
         cleanup.callback(self._signals.close)
         self._service = ServiceManager(os.environ, os.getpid())
         cleanup.callback(self._service.close)
+<<<<<<< Updated upstream
         _show(config)
         raise_file_limit()
+=======
+        set_title(f"asgiri: master [{config.process.name or config.app.target}]")
+        files = raise_file_limit()
+>>>>>>> Stashed changes
         _prepare_for(config)
         if state is None:
             self._listeners = self._open_listeners(cleanup)
@@ -155,6 +161,8 @@ class Master:
             BalancePolicy(config.workers.balance_policy),
             random=random.random,
             hash_key=os.urandom(16) if self._secrets is None else self._secrets.reset_key,
+            # What a worker leaves unread when it dies comes back, and must find room here.
+            unread_limit=largest_batch(files),
             request_limit=config.http.limit_concurrency,
         )
         self._steering = None if self._secrets is None else self._create_steering(self._secrets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import resource
 import signal
@@ -14,10 +15,17 @@ from collections.abc import Iterator
 
 import pytest
 
+from asgiri.ipc.channel import largest_batch
 from asgiri.ipc.scoreboard import AssignmentCell
-from asgiri.master.acceptor import ACCEPTS_PER_TURN, QUEUE_SIZE, Acceptor, client_ip
+from asgiri.master.acceptor import (
+    ACCEPTS_PER_TURN,
+    FILES_SHARE,
+    QUEUE_SIZE,
+    Acceptor,
+    client_ip,
+)
 from asgiri.master.binding import Listener, UnixAccess, bind_port, bind_unix
-from asgiri.master.dispatcher import BalancePolicy, Dispatcher
+from asgiri.master.dispatcher import UNADOPTED_LIMIT, BalancePolicy, Dispatcher
 from asgiri.master.loop import EventLoop
 from asgiri.master.processes import WorkerHandle
 from tests.support.crew import PATIENCE, Crew, turn_until
@@ -187,6 +195,48 @@ def test_a_full_queue_leaves_the_others_in_the_backlog_and_all_are_served(scene)
     assert scene.statistics().queued >= QUEUE_SIZE
 
 
+@contextlib.contextmanager
+def file_limit(soft: int) -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def with_few_files(scene: Scene, files: int) -> None:
+    """Give the scene an acceptor of a process that may open so few."""
+    scene.acceptor.close()
+    with file_limit(files):
+        scene.acceptor = Acceptor(scene.loop, scene.dispatcher, scene.crew.workers, keep_alive=5.0)
+
+
+@pytest.mark.slow
+def test_a_share_of_the_files_is_the_most_that_waits_and_all_are_served(scene):
+    with_few_files(scene, 128)
+    scene.listen()
+    scene.acceptor.start(scene.listeners)
+    clients = scene.connect(100)
+    turn_until(scene.loop, lambda: scene.statistics().waiting == 128 // FILES_SHARE)
+    scene.loop.turn(0.01)
+    assert scene.statistics().accepted == 128 // FILES_SHARE
+    assert not scene.loop.is_watched(scene.listeners[0].fileno())
+    scene.hire()
+    assert len(scene.answers(clients)) == 100
+
+
+def test_stop_takes_all_of_the_backlog_although_few_may_wait_at_once(scene):
+    with_few_files(scene, 64)
+    scene.listen()
+    scene.hire()
+    scene.acceptor.start(scene.listeners)
+    clients = scene.connect(50)
+    scene.acceptor.stop()
+    assert scene.statistics().accepted == 50
+    assert len(scene.answers(clients)) == 50
+
+
 def test_a_channel_that_is_full_makes_connections_wait_in_the_master(scene):
     class Stubborn(Dispatcher):
         """Sends everything to one worker, as if it had no limit of its own."""
@@ -333,6 +383,55 @@ def test_out_of_descriptors_slows_and_never_wedges(scene, caplog):
     assert "ulimit -n" in lines[0].message
     # And at full speed again.
     assert len(scene.answers(scene.connect(20))) == 20
+
+
+@contextlib.contextmanager
+def free_files(count: int) -> Iterator[None]:
+    """Leave room for so many messages with connections."""
+    highest = max(int(name) for name in os.listdir("/dev/fd"))
+    limit = next(n for n in itertools.count(highest + 1) if n - highest > count * largest_batch(n))
+    fillers: list[int] = []
+    with file_limit(limit if count else highest + 1):
+        try:
+            fill_gaps(fillers)
+            left = count * largest_batch(limit)
+            while left:
+                os.close(fillers.pop())
+                left -= 1
+            yield
+        finally:
+            for fd in fillers:
+                os.close(fd)
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("dies", [True, False])
+def test_what_there_is_no_room_to_read_back_is_not_lost(scene, dies):
+    with_few_files(scene, 64)  # its messages have 8 connections
+    scene.listen()
+    (doomed,) = scene.hire()
+    scene.acceptor.start(scene.listeners)
+    stop_process(doomed)
+    clients = scene.connect(UNADOPTED_LIMIT)
+    turn_until(scene.loop, lambda: scene.statistics().handed_off == UNADOPTED_LIMIT)
+    (other,) = scene.hire()
+    if dies:
+        scene.crew.kill(doomed)
+        scene.dismiss(doomed)
+        read_back = scene.acceptor.recover
+    else:
+        scene.dispatcher.set_ready([other.worker_id])
+        read_back = scene.acceptor.take_back
+    with free_files(0):
+        assert read_back(doomed) == 0
+        assert doomed.has_undelivered
+    with free_files(1):
+        count = read_back(doomed)
+        assert count == UNADOPTED_LIMIT if dies else 0 < count < UNADOPTED_LIMIT
+    if not dies:
+        assert read_back(doomed) == UNADOPTED_LIMIT - count
+    assert {worker_id for _, worker_id, _ in scene.answers(clients)} == {other.worker_id}
+    assert not doomed.has_undelivered
 
 
 def test_stop_serves_the_backlog_first_and_then_accepts_no_more(scene):

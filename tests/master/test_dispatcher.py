@@ -38,9 +38,10 @@ HASH_KEY = b"known to nobody"
 class Host:
     """A dispatcher and the pages of its workers, whose part the test plays."""
 
-    def __init__(self, workers=0, policy=BalancePolicy.LEAST_LOADED):
+    def __init__(self, workers=0, policy=BalancePolicy.LEAST_LOADED, **options):
         self.now = NOW
-        self.dispatcher = Dispatcher(policy, random=random.Random(1).random, hash_key=HASH_KEY)
+        choose = random.Random(1).random
+        self.dispatcher = Dispatcher(policy, random=choose, hash_key=HASH_KEY, **options)
         self.pages = {}
         self.ready = []
         for slot in range(workers):
@@ -568,6 +569,14 @@ def test_a_worker_at_its_limit_of_requests_gets_none(policy, workers):
         assert Counter(chosen)[1] == 2
     assert host.dispatcher.choose_quic(host.now) is not None
     assert host.dispatcher.has_unread
+
+
+@pytest.mark.parametrize("policy", BalancePolicy)
+def test_where_few_files_may_be_open_little_may_be_left_unread(policy):
+    host = Host(workers=2, policy=policy, unread_limit=8)
+    chosen = Counter(host.connect("192.0.2.1") for _ in range(20))
+    assert chosen == {1: 9, 2: 9, None: 2}
+    assert host.dispatcher.choose_anyway(host.now) is None
 
 
 def test_nobody_is_chosen_in_any_case_when_all_leave_too_much_unread():

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,10 @@ class Running:
     def wait_listening(self) -> str:
         return self.log.wait_line(r"listening on (.*), \d+ workers?$")[1]
 
+    def wait_port(self) -> int:
+        """Of the one address, which is TCP."""
+        return int(self.wait_listening().rpartition(":")[2].split()[0])
+
     def children(self) -> list[int]:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
@@ -80,15 +84,22 @@ def start() -> Iterator[type[Running]]:
         one.close()
 
 
+REQUEST = b"GET /hello HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n"
+
+
 def ask(address: str | tuple[str, int]) -> bytes:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     with socket.socket(family) as client:
         client.settimeout(PATIENCE)
         client.connect(address)
-        client.sendall(b"GET /hello HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")
-        answer = b""
-        while part := client.recv(65536):
-            answer += part
+        client.sendall(REQUEST)
+        return read_status(client)
+
+
+def read_status(client: socket.socket) -> bytes:
+    answer = b""
+    while part := client.recv(65536):
+        answer += part
     return answer.partition(b"\r\n")[0]
 
 
@@ -252,19 +263,49 @@ def test_a_bug_that_comes_again_and_again_ends_the_master_and_its_workers(start)
     assert running.log.text.count("ZeroDivisionError: a bug of ours") == 11
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits differ")
-def test_few_descriptors_slow_it_and_never_wedge_it(start):
-    script = 'ulimit -n 64; exec "$@"'
-    running = start(["sh", "-c", script, "sh", *ASGIRI, "--bind", "127.0.0.1:0"])
-    port = int(running.wait_listening().rpartition(":")[2].split()[0])
+FEW_FILES = ("sh", "-c", 'ulimit -n 64; exec "$@"', "sh", *ASGIRI, "--bind", "127.0.0.1:0")
+
+
+@pytest.fixture
+def crowd() -> Iterator[Callable[[int], list[socket.socket]]]:
+    """Clients of a port: more than a master and a worker of FEW_FILES can hold together."""
     clients: list[socket.socket] = []
-    try:
-        # More than master and worker together can hold.
-        clients += [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(150)]
-        for client in clients[75:]:
-            client.close()
-        assert ask(("127.0.0.1", port)) == b"HTTP/1.1 200 OK"
-    finally:
-        for client in clients:
-            client.close()
+
+    def connect(port: int) -> list[socket.socket]:
+        while len(clients) < 150:
+            clients.append(socket.create_connection(("127.0.0.1", port), PATIENCE))
+        return clients
+
+    yield connect
+    for client in clients:
+        client.close()
+
+
+@pytest.mark.linux
+def test_few_descriptors_slow_it_and_never_wedge_it(start, crowd):
+    # The worker is full of clients that say nothing until this is over, and their lingering.
+    running = start([*FEW_FILES, "--header-timeout", "2"])
+    port = running.wait_port()
+    clients = crowd(port)
+    for client in clients[50:]:
+        client.close()
+    assert ask(("127.0.0.1", port)) == b"HTTP/1.1 200 OK"
+    for client in clients:
+        client.close()
     assert running.stop() == 0
+
+
+@pytest.mark.linux
+def test_few_descriptors_are_enough_to_replace_a_worker_and_lose_nobody(start, crowd):
+    """A master whose files were all connections that wait for a worker could not start one."""
+    running = start(FEW_FILES)
+    port = running.wait_port()
+    (worker,) = running.children()
+    os.kill(worker, signal.SIGSTOP)
+    clients = crowd(port)
+    for client in clients:
+        client.sendall(REQUEST)
+    os.kill(worker, signal.SIGKILL)
+    assert {read_status(client) for client in clients} == {b"HTTP/1.1 200 OK"}
+    assert running.stop() == 0
+    assert "too many open files" not in running.log.text.lower()
