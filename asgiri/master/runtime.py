@@ -144,13 +144,8 @@ class Master:
         cleanup.callback(self._signals.close)
         self._service = ServiceManager(os.environ, os.getpid())
         cleanup.callback(self._service.close)
-<<<<<<< Updated upstream
         _show(config)
-        raise_file_limit()
-=======
-        set_title(f"asgiri: master [{config.process.name or config.app.target}]")
         files = raise_file_limit()
->>>>>>> Stashed changes
         _prepare_for(config)
         if state is None:
             self._listeners = self._open_listeners(cleanup)
