@@ -461,6 +461,16 @@ class HttpConfig(Section):
     date_header: Annotated[bool, Option("--date-header")] = True
     """Send the date header (RFC 9110 §6.6.1) unless the application sends its own."""
 
+    redirect_https: Annotated[bool, Option("--redirect-https")] = False
+    """Send clients of --insecure-bind to HTTPS (308), instead of serving them there. A trusted
+    proxy's X-Forwarded-Proto counts: who came to it by HTTPS is served."""
+
+    hsts: Annotated[
+        float, Option("--hsts", unit=Unit.SECONDS, minimum=0, maximum=10 * 365 * 86400)
+    ] = 0.0
+    """Tell browsers to come by HTTPS only, for so long (strict-transport-security, RFC 6797); 0 not
+    to. Off by default: what browsers were told nobody can take back."""
+
     headers: Annotated[
         tuple[str, ...], Option("--header", metavar="NAME:VALUE", separator="\n")
     ] = ()
@@ -1098,6 +1108,10 @@ class Config:
     def _contradictions(self) -> Iterator[ConfigError]:
         if self.listen.quic_bind and not self.http.http3:
             yield ConfigError("listen.quic_bind", " ".join(self.listen.quic_bind), "needs --http3")
+        if self.http.redirect_https and not (self.speaks_tls and self.listen.insecure_bind):
+            yield ConfigError(
+                "http.redirect_https", True, "needs --insecure-bind, and TLS on --bind"
+            )
         if self.http.http3 and not self.quic_addresses:
             binds = " ".join(self.listen.bind)
             yield ConfigError("listen.bind", binds, "has no address for HTTP/3; add --quic-bind")

@@ -29,6 +29,7 @@ from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import parse_local_address, source_of
 from asgiri.master.steering import Steering
 from asgiri.worker.asgi.application import Application
+from asgiri.worker.asgi.https import with_https_policy
 from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
 from asgiri.worker.asgi.loader import LoadedApplication
 from asgiri.worker.runtime import make_services
@@ -57,13 +58,12 @@ class InProcessServer:
         """`config` names its certificates by now."""
         self._config = config
         self._loop = asyncio.get_running_loop()
-        application = Application(loaded.call, self._loop)
+        self._loaded = loaded
         self._listeners = Listeners(
             backlog=config.listen.backlog, unix_access=UnixAccess(), quic=False
         )
         self._cleanup = contextlib.ExitStack()
-        self._application = application
-        self._asgi_version = loaded.asgi_version
+        self._application: Application
         self._services: WorkerServices
         self._tcp: TcpEndpoint
         self._quic: QuicEndpoint | None = None
@@ -91,6 +91,8 @@ class InProcessServer:
         )
         self._cleanup.callback(self._listeners.close)
         infos = [listener.info(tls=config.speaks_tls) for listener in self._listeners]
+        call = with_https_policy(self._loaded.call, config.http, infos)
+        self._application = Application(call, self._loop)
         scoreboard = Scoreboard(memoryview(bytearray(PAGE_SIZE)))
         services = self._services = make_services(
             self._application,
@@ -98,7 +100,7 @@ class InProcessServer:
             scoreboard=scoreboard,
             loop=self._loop,
             listeners=infos,
-            asgi_version=self._asgi_version,
+            asgi_version=self._loaded.asgi_version,
         )
         self._cleanup.callback(services.deadlines.close)
         self._tcp = TcpEndpoint(services, infos, tls=self._load_tls())

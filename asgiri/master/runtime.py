@@ -27,13 +27,14 @@ from asgiri.config import Config
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
 from asgiri.ipc.channel import largest_batch
 from asgiri.ipc.connection_id import ConnectionIdCodec, ConnectionIdMint
-from asgiri.ipc.messages import ReopenLogs
+from asgiri.ipc.messages import ReloadCertificates, ReopenLogs
 from asgiri.ipc.records import PeerTable
 from asgiri.ipc.tokens import QuicSecrets, ResetTokens, RetryTokens
 from asgiri.master import actions
 from asgiri.master.actions import Action
 from asgiri.master.admission import RetryMode
 from asgiri.master.binding import UnixAccess
+from asgiri.master.certificate_watch import CertificateWatch
 from asgiri.master.dispatcher import BalancePolicy, Dispatcher
 from asgiri.master.fleet import Fleet
 from asgiri.master.identity import Account, PidFile, has_terminal, raise_file_limit, set_title
@@ -388,6 +389,8 @@ class Master:
         if self._receivers:
             self._watch_kernel_drops(KernelDrops(self._receivers))
         self._watch_load(time.monotonic(), self._loop.busy)
+        if self._tls:
+            CertificateWatch(self._loop, lambda: self._config, self._renew_certificates).start()
         # What exists by now stays. The hot paths make no cycles, and looking for some in each burst
         # was 7 % of the cost of a connection.
         gc.collect()
@@ -493,6 +496,9 @@ class Master:
         except StartError as error:
             logger.error("log files stay as they are: %s", error)
         self._fleet.broadcast(ReopenLogs())
+
+    def _renew_certificates(self, config: Config) -> None:
+        self._fleet.broadcast(ReloadCertificates(config.to_json()))
 
     # Watching ourselves
 

@@ -46,6 +46,7 @@ from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
 from asgiri.worker.asgi.files import FileAccess
 from asgiri.worker.asgi.forwarded import ForwardedReader
+from asgiri.worker.asgi.https import with_https_policy
 from asgiri.worker.asgi.lifespan import Lifespan, LifespanError
 from asgiri.worker.asgi.limits import RequestLimits
 from asgiri.worker.asgi.loader import LoadedApplication
@@ -186,7 +187,8 @@ class Worker:
         """Done when it shall end at once."""
         self._drain_until = float("inf")
         self._lifespan_patience = LIFESPAN_PATIENCE
-        application = Application(loaded.call, loop)
+        call = with_https_policy(loaded.call, config.http, hello.listeners)
+        application = Application(call, loop)
         self._services = make_services(
             application,
             config=config,

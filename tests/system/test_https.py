@@ -1,0 +1,118 @@
+"""Certificates that are renewed while the server runs; HTTP clients that are sent to HTTPS."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.support.client import request
+from tests.support.http1_client import Http1Connection
+from tests.support.http3_client import Http3Connection
+from tests.support.server import Server, serve
+from tests.support.stream import ByteStream
+
+pytestmark = [pytest.mark.slow]
+
+PATIENCE = 20.0
+
+
+class Renewable:
+    """A certificate for localhost in two files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.certfile, self.keyfile = folder / "chain.pem", folder / "key.pem"
+        self._authority = trustme.CA()
+        self.renew()
+
+    def renew(self) -> None:
+        leaf = self._authority.issue_cert("localhost", "127.0.0.1")
+        fresh = self.certfile.with_suffix(".new")
+        leaf.private_key_pem.write_to_path(self.keyfile)
+        leaf.cert_chain_pems[0].write_to_path(fresh)
+        fresh.replace(self.certfile)
+        self.pem = leaf.cert_chain_pems[0].bytes()
+
+    def break_pair(self) -> None:
+        other = self._authority.issue_cert("localhost")
+        other.private_key_pem.write_to_path(self.keyfile)
+
+
+async def shown_by_tcp(server: Server) -> bytes:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    stream = await ByteStream.connect(server.host, server.port, tls=context)
+    der = stream.tls.getpeercert(binary_form=True)
+    stream.close()
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
+async def shown_by_quic(server: Server) -> bytes:
+    connection = await Http3Connection.connect(server.host, server.port, verify_mode=ssl.CERT_NONE)
+    response = await request(connection, "GET", "/scope")
+    await connection.close()
+    return response.body
+
+
+async def test_renewed_certificates_are_shown_to_new_connections(tmp_path):
+    files = Renewable(tmp_path)
+    options = {"certfile": files.certfile, "keyfile": files.keyfile}
+    async with serve(workers=2, http3=True, **options) as server:
+        open_before = await Http1Connection.connect(
+            server.host, server.port, tls=_trusting_anybody()
+        )
+        assert await shown_by_tcp(server) == files.pem
+        pids = dict(server.workers)
+        mark = len(server.log.text)
+        files.renew()
+        await server.wait_line("certificates changed: new connections get", mark)
+        async with asyncio.timeout(PATIENCE):
+            # Each worker hears of it by itself.
+            same = 0
+            while same < 8:
+                same = same + 1 if await shown_by_tcp(server) == files.pem else 0
+            marker = files.pem.split(b"\n")[1]
+            while marker not in await shown_by_quic(server):
+                pass
+        assert (await request(open_before, "GET", "/hello")).status == 200
+        await open_before.close()
+        mark = len(server.log.text)
+        before = files.pem
+        files.break_pair()
+        await server.wait_line("certificates changed, the old ones stay in use", mark)
+        assert await shown_by_tcp(server) == before
+        assert dict(server.workers) == pids
+
+
+def _trusting_anybody() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def test_http_clients_are_sent_to_https():
+    async with serve(
+        workers=1,
+        tls=True,
+        insecure_bind="127.0.0.1:0",
+        redirect_https=True,
+        hsts="1h",
+    ) as server:
+        found = await server.wait_line(r"http://127\.0\.0\.1:(\d+)")
+        connection = await Http1Connection.connect("127.0.0.1", int(found[1]))
+        response = await request(connection, "GET", "/hello?a=b", [("host", "localhost:80")])
+        assert response.status == 308
+        location = dict(response.headers)[b"location"]
+        assert location == b"https://localhost:%d/hello?a=b" % server.port
+        await connection.close()
+        secure = await Http1Connection.connect(
+            server.host, server.port, tls=server.client_context("http/1.1")
+        )
+        response = await request(secure, "GET", "/hello")
+        assert dict(response.headers)[b"strict-transport-security"] == b"max-age=3600"
+        await secure.close()
