@@ -104,7 +104,7 @@ class Fleet:
         return self._foundry.unborn
 
     def end_molds(self) -> None:
-        """Let go of what workers are forked from. The next one that is spawned starts another."""
+        """Let go of what workers are forked from; a subreaper collects them (`reap`)."""
         self._foundry.end_all()
 
     def configure(self, config: Config) -> None:

@@ -178,17 +178,16 @@ class Foundry:
             mold.send(message)
 
     def end_all(self) -> None:
-        """Kill the molds and wait for their end. Who is left needs no more workers."""
+        """Kill the molds. The next worker that is spawned after they have ended starts another."""
         for mold in self._molds.values():
             mold.process.kill()
-        for mold in self._molds.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                mold.process.wait(END_PATIENCE)
 
     def close(self) -> None:
         """Give everything back, after an error of our own or at the end."""
         self.end_all()
         for mold in self._molds.values():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                mold.process.wait(END_PATIENCE)
             self._bystanders.pop(mold.pid, None)
             mold.close()
         for outfit in self._outfits.values():

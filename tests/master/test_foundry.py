@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import logging
 import os
@@ -16,6 +17,7 @@ import pytest
 
 from asgiri import prctl
 from asgiri.config import Config, RingConfig, WorkerConfig
+from asgiri.ipc import segment
 from asgiri.ipc.messages import ReopenLogs
 from asgiri.ipc.scoreboard import Cell
 from asgiri.master.actions import Action, GenerationBegun, ReloadEnded, Started, Stopped
@@ -270,6 +272,67 @@ def test_a_second_stop_does_not_wait_for_an_import(make_scene):
     scene.start()
     for _ in range(2):
         scene.fleet.decide(scene.supervisor.stop(scene.loop.now))
+    assert scene.wait(Stopped) == Stopped(0)
+
+
+def refuse(*arguments, **options):
+    raise OSError(errno.EMFILE, "Too many open files")
+
+
+def test_a_worker_that_cannot_be_given_its_channels_is_tried_again(make_scene, monkeypatch, caplog):
+    scene = make_scene(count=1)
+    (victim,) = scene.run_until_started()
+    with monkeypatch.context() as patch:
+        patch.setattr(segment.os, "memfd_create", refuse)
+        os.kill(victim.pid, signal.SIGKILL)
+        failed = "cannot be started: [Errno 24] Too many open files; the next one starts in 0.2 s"
+        turn_until(scene.loop, lambda: any(failed in line for line in log_lines(caplog)))
+    scene.wait_workers(victim.pid)
+
+
+def test_a_mold_that_cannot_be_started_is_tried_again(make_scene, monkeypatch, caplog):
+    scene = make_scene(count=1)
+    (victim,) = scene.run_until_started()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/nonexistent")
+        os.kill(scene.mold_pids[1], signal.SIGKILL)
+        turn_until(scene.loop, lambda: not scene.mold_pids)
+        os.kill(victim.pid, signal.SIGKILL)
+        failed = "cannot be started: [Errno 2] No such file or directory"
+        turn_until(scene.loop, lambda: any(failed in line for line in log_lines(caplog)))
+    scene.wait_workers(victim.pid)
+
+
+def test_molds_that_were_let_go_are_reaped_and_replaced_if_the_master_stays(make_scene):
+    """A takeover that fails: they were killed before the program was exchanged."""
+    scene = make_scene(count=1)
+    (victim,) = scene.run_until_started()
+    scene.fleet.end_molds()
+    turn_until(scene.loop, lambda: not scene.mold_pids)
+    os.kill(victim.pid, signal.SIGKILL)
+    scene.wait_workers(victim.pid)
+
+
+def test_without_pidfds_ends_are_found_by_asking(make_scene, monkeypatch):
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    scene = make_scene(count=1)
+    (victim,) = scene.run_until_started()
+    os.kill(scene.mold_pids[1], signal.SIGKILL)
+    os.kill(victim.pid, signal.SIGKILL)
+
+    def gone() -> bool:
+        scene.fleet.reap()  # as SIGCHLD has it
+        return not scene.mold_pids and victim not in scene.workers
+
+    turn_until(scene.loop, gone)
+    scene.wait_workers(victim.pid)
+
+
+def test_who_is_told_to_quit_while_being_forked_quits(make_scene):
+    scene = make_scene(count=1)
+    scene.start()
+    turn_until(scene.loop, lambda: scene.fleet._foundry.is_forking)
+    scene.fleet.decide(scene.supervisor.stop(scene.loop.now))
     assert scene.wait(Stopped) == Stopped(0)
 
 
