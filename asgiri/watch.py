@@ -140,40 +140,59 @@ def _tell(message: dict[str, Any]) -> None:
 
 def _messages(config: ReloadConfig) -> Iterator[dict[str, Any]]:
     """What to tell the master; nothing, every now and then."""
+    matters = FileFilter(config.include, config.exclude)
     folders = folders_to_watch(config)
     for folder in folders:
         os.stat(folder)  # a missing one would be passed over with those that may not be read
     try:
-        watches = [_watch(folders, config)]
+        watches = [_watch(folders, matters, config.delay)]
         found = next(watches[0])
     except PermissionError:
         # Told to pass over such folders, watchfiles leaves out whatever comes after the first one.
         whole, single = readable_parts(folders)
-        watches = [_watch(whole, config), _watch(single, config, recursive=False)]
+        watches = [
+            _watch(whole, matters, config.delay),
+            _watch(single, matters, config.delay, recursive=False),
+        ]
         found = next(watches[0]) | next(watches[1])
     yield {"watching": [str(folder) for folder in folders]}
     while True:
-        paths = sorted({path for _, path in found})
-        yield {"changed": paths} if paths else {}
+        paths = {file for _, path in found for file in _files_of(path, matters)}
+        yield {"changed": sorted(paths)} if paths else {}
         found = set().union(*(next(watch) for watch in watches))
 
 
 def _watch(
-    folders: Iterable[Path], config: ReloadConfig, *, recursive: bool = True
+    folders: Iterable[Path], matters: FileFilter, delay: float, *, recursive: bool = True
 ) -> Iterator[set[tuple[Any, str]]]:
     """Yield what has changed, or after a moment that nothing has."""
     import watchfiles  # noqa: PLC0415  (comes with asgiri[reload])
 
-    matters = FileFilter(config.include, config.exclude)
+    def wanted(change: watchfiles.Change, path: str) -> bool:
+        return matters(PurePath(path)) or (
+            change is watchfiles.Change.added and os.path.isdir(path)
+        )
+
     return watchfiles.watch(
         *folders,
-        watch_filter=lambda _, path: matters(PurePath(path)),
-        step=round(config.delay * 1000),
-        debounce=round(max(LONGEST_REST, config.delay) * 1000),
+        watch_filter=wanted,
+        step=round(delay * 1000),
+        debounce=round(max(LONGEST_REST, delay) * 1000),
         rust_timeout=round(LOOK_INTERVAL * 1000),
         yield_on_timeout=True,
         recursive=recursive,
     )
+
+
+def _files_of(path: str, matters: FileFilter) -> Iterator[str]:
+    """Name the file, or in a new folder those that were there before it could be watched."""
+    if not os.path.isdir(path):
+        yield path
+        return
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if matters(PurePath(folder, name)):
+                yield os.path.join(folder, name)
 
 
 def _explain(error: Exception) -> str:
