@@ -44,6 +44,7 @@ COMPANIONS = {
     "tls.keyfile": ["--certfile", "c.pem"],
     "tls.cert_reqs": ["--ca-certs", "ca.pem"],
     "http.http1": ["--http2"],
+    "http.redirect_https": ["--insecure-bind", ":80", "--certfile", "c.pem"],
 }
 
 
