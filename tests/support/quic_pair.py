@@ -57,12 +57,14 @@ def codec() -> ConnectionIdCodec:
     return ConnectionIdCodec(secrets().connection_id_key, server_id=secrets().server_id)
 
 
-def make_server(config: Http3Config | None = None, flow: FlowConfig | None = None) -> Http3Server:
+def make_server(
+    config: Http3Config | None = None, flow: FlowConfig | None = None, **tls: Any
+) -> Http3Server:
     files = certificates()
     return Http3Server(
         config=config or Http3Config(),
         flow=flow or FlowConfig(),
-        tls=TlsConfig(certfile=(str(files.certfile),), keyfile=(str(files.keyfile),)),
+        tls=TlsConfig(certfile=(str(files.certfile),), keyfile=(str(files.keyfile),), **tls),
         mint=ConnectionIdMint(codec(), WORKER_ID, random=os.urandom),
         reset_tokens=ResetTokens(secrets().reset_key),
     )
@@ -121,13 +123,14 @@ class Pair:
         *,
         http3: dict[str, Any] | None = None,
         flow: dict[str, Any] | None = None,
+        tls: dict[str, Any] | None = None,
         client: dict[str, Any] | None = None,
         network: Network | None = None,
         engine_of: Callable[[QuicConnection], Http3Connection] | None = None,
         connect: bool = True,
     ) -> None:
-        if http3 or flow:
-            server = make_server(Http3Config(**http3 or {}), FlowConfig(**flow or {}))
+        if http3 or flow or tls:
+            server = make_server(Http3Config(**http3 or {}), FlowConfig(**flow or {}), **tls or {})
         else:
             server = default_server()
         self.now = 1000.0

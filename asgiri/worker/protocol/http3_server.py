@@ -13,6 +13,7 @@ from asgiri.worker.protocol.quic import (
     certificate_pem,
     quic_configuration,
 )
+from asgiri.worker.protocol.quic_tls import ClientAuthorities
 
 
 class Http3Server:
@@ -42,6 +43,11 @@ class Http3Server:
             password=tls.keyfile_password,
         )
         self._certificate = certificate_pem(self._configuration)
+        self._authorities = (
+            None
+            if tls.cert_reqs == "none"
+            else ClientAuthorities(tls.ca_certs, required=tls.cert_reqs == "required")
+        )
 
     def accept(
         self,
@@ -58,18 +64,12 @@ class Http3Server:
             max_streams=self._config.max_streams,
             original_destination_connection_id=original_destination_cid,
             retry_source_connection_id=retried_from,
+            authorities=self._authorities,
         )
         if trusted_address is not None:
             quic.trust_path(trusted_address)
         return Http3Connection(quic, config=self._config, flow=self._flow)
 
     def tls_extension(self, connection: Http3Connection) -> dict[str, Any]:
-        """Value of the `tls` extension of ASGI scopes. Clients are not asked for certificates."""
-        return {
-            "server_cert": self._certificate,
-            "client_cert_chain": [],
-            "client_cert_name": None,
-            "client_cert_error": None,
-            "tls_version": 0x0304,
-            "cipher_suite": connection.cipher_suite,
-        }
+        """Value of the `tls` extension of ASGI scopes."""
+        return connection.tls_extension(self._certificate)

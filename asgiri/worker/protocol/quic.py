@@ -51,6 +51,7 @@ from asgiri.config import Http3Config
 from asgiri.errors import LocalProtocolError
 from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
 from asgiri.ipc.tokens import ResetTokens
+from asgiri.worker.protocol.quic_tls import ClientAuthorities, tls_extension
 
 if TYPE_CHECKING:
     from aioquic.quic.packet_builder import QuicPacketBuilder
@@ -141,7 +142,10 @@ class SteeredQuicConnection(QuicConnection):
         max_streams: int,
         original_destination_connection_id: bytes,
         retry_source_connection_id: bytes | None = None,
+        authorities: ClientAuthorities | None = None,
     ) -> None:
+        """`authorities`: None when clients are not asked for certificates."""
+        self._authorities = authorities
         self._orders: dict[int, int] = {}
         """Streams that have a priority: smaller goes first."""
         self._queue: list[QuicStream] = []
@@ -185,12 +189,9 @@ class SteeredQuicConnection(QuicConnection):
         """A packet could be decrypted: the peer made its keys from the connection ID it chose."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
 
-    @property
-    def cipher_suite(self) -> int:
-        """Known when the handshake is complete."""
-        schedule = self.tls.key_schedule
-        assert schedule is not None
-        return int(schedule.cipher_suite)
+    def tls_extension(self, server_certificate: str) -> dict[str, Any]:
+        """Value of the `tls` extension of ASGI scopes; known when the handshake is complete."""
+        return tls_extension(server_certificate, self.tls)
 
     @property
     def is_ending(self) -> bool:
@@ -439,6 +440,11 @@ class SteeredQuicConnection(QuicConnection):
         return limits
 
     # aioquic calls these
+
+    def _initialize(self, peer_cid: bytes) -> None:
+        super()._initialize(peer_cid)
+        if self._authorities is not None:
+            self._authorities.ask(self.tls)
 
     @property
     def _streams_queue(self) -> list[QuicStream]:

@@ -32,12 +32,19 @@ from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.proxied import read_proxy_header
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.tls import NoCommonProtocolError, ServerTls, handshaking
+from asgiri.worker.transport.tls import ServerTls, handshaking
 
 logger = logging.getLogger("asgiri.worker")
 
 TLS_SHUTDOWN_TIMEOUT: Final = 10.0
 """How long a peer may take for its close_notify, and for the last 64 KiB before it."""
+HANDSHAKE_REFUSALS: Final = {
+    "HTTP_REQUEST": Refusal.PLAINTEXT_ON_TLS,
+    "NO_APPLICATION_PROTOCOL": Refusal.TLS_NO_PROTOCOL,
+    "PEER_DID_NOT_RETURN_A_CERTIFICATE": Refusal.TLS_CLIENT_CERTIFICATE,
+    "CERTIFICATE_VERIFY_FAILED": Refusal.TLS_CLIENT_CERTIFICATE,
+}
+"""By what OpenSSL calls it."""
 
 
 class TcpEndpoint:
@@ -320,10 +327,8 @@ class NewConnection(asyncio.Protocol):
         if isinstance(error, ConnectionAbortedError):
             # What asyncio and uvloop raise when `ssl_handshake_timeout` is over.
             scoreboard.refuse(Refusal.TLS_HANDSHAKE_TIMEOUT)
-        elif isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST":
-            scoreboard.refuse(Refusal.PLAINTEXT_ON_TLS)
-        elif isinstance(error, NoCommonProtocolError):
-            scoreboard.refuse(Refusal.TLS_NO_PROTOCOL)
+        elif isinstance(error, ssl.SSLError) and error.reason in HANDSHAKE_REFUSALS:
+            scoreboard.refuse(HANDSHAKE_REFUSALS[error.reason])
         logger.debug("TLS handshake with %s failed: %s", self._client, error)
         self._leave()
         self._endpoint.closed()

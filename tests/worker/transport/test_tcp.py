@@ -146,6 +146,7 @@ async def test_client_whose_handshake_fails_is_told_why(maximum_version, ciphers
                 await client.reader.read()
         await worker.wait_until(lambda: worker.count(Cell.TCP_CLOSED))
         assert worker.count(Cell.TLS_HANDSHAKE_FAILURES) == 1
+        assert worker.refusals == ({} if ciphers else {"tls_client_certificate": 1})
 
 
 @pytest.mark.parametrize(
