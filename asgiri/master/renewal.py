@@ -15,6 +15,8 @@ from asgiri.errors import StartError
 FIXED: Final = {
     "listen": frozenset(declared.field for declared in options_in("listen")),
     "process": frozenset({"pid_file", "user", "group", "umask", "daemon"}),
+    # Who watches the files has begun with them.
+    "reload": frozenset(declared.field for declared in options_in("reload")),
     # Connection IDs that clients hold were made with the secret.
     "http3": frozenset({"quic_secret_file", "quic_server_id"}),
 }

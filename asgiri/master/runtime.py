@@ -148,6 +148,7 @@ class Master:
         _show(config)
         files = raise_file_limit()
         _prepare_for(config)
+        check_reload(config)
         if state is None:
             self._listeners = self._open_listeners(cleanup)
         else:
@@ -459,7 +460,7 @@ class Master:
         self._service.reloading(longest_reload(self._config.workers))
         try:
             fresh = self._reread()
-            config, waiting = renew(self._config, for_development(fresh.config))
+            config, waiting = renew(self._config, fresh.config)
             _prepare_for(config)
         except (ConfigError, StartError) as error:
             logger.error("reload refused, everything stays as it is: %s", error)
@@ -468,6 +469,7 @@ class Master:
             return
         if waiting:
             logger.warning("changed, but takes a restart: %s", ", ".join(waiting))
+        config = for_development(config)
         self._wanted = replace(fresh, config=config)
         self._fleet.decide(self._supervisor.reload(config.workers, now))
 
@@ -532,7 +534,6 @@ def _show(config: Config) -> None:
 
 def _prepare_for(config: Config) -> None:
     """Make this process what the configuration asks for. Raises StartError."""
-    check_reload(config)
     if config.workers.preload and not become_subreaper():
         raise StartError(
             "--preload: this system has no PR_SET_CHILD_SUBREAPER (Linux 3.4); leave it out"

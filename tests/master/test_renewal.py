@@ -27,9 +27,10 @@ def test_sockets_user_and_secret_wait_for_a_restart():
         process={"name": "two", "user": "you"},
         http3={"quic_secret_file": "/new", "quic_retry": "always"},
         workers={"count": 5},
+        reload={"enabled": True},
     )
     kept, waiting = renew(present, wanted)
-    assert waiting == ["--bind", "--backlog", "--user", "--quic-secret-file"]
+    assert waiting == ["--bind", "--backlog", "--user", "--reload", "--quic-secret-file"]
     assert kept.listen == present.listen
     assert (kept.process.name, kept.process.user) == ("two", "me")
     assert (kept.http3.quic_secret_file, kept.http3.quic_retry) == ("", "always")
