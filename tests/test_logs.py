@@ -404,7 +404,7 @@ def test_a_handler_of_the_applications_own_gets_each_line_too(files):
         ("D", "250000"),
         ("M", "250.0"),
         ("L", "0.250000"),
-        ("p", f"<{os.getpid()}>"),
+        pytest.param("p", f"<{os.getpid()}>", id="p"),
         ("w", "3"),
         ("{X-Id}i", "7"),
         ("{missing}i", "-"),
