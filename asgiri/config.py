@@ -901,9 +901,10 @@ class WorkerConfig(Section):
     """Who accepts TCP connections. The master knows which worker is blocked, the kernel does
     not."""
 
-    app_thread: Annotated[bool, Option("--app-thread", pending=True)] = False
-    """Run the application in a thread of its own, so that a long computation does not keep the
-    protocols from their timers. Costs a hop between threads for each ASGI message."""
+    app_thread: Annotated[bool, Option("--app-thread")] = False
+    """Run the application in a thread of its own, with its own event loop: while it computes,
+    clients still hear of the server (QUIC acknowledgements, pings, 504 in time). Costs about 25 us
+    of processor time per request, and Python code gives way to the protocols each millisecond."""
 
     preload: Annotated[bool, Option("--preload")] = False
     """Import the application once per generation and fork the workers from it; on Linux only.

@@ -42,6 +42,7 @@ def contenders(tls: bool) -> list[Contender]:
     return [
         asgiri(*ours, name="asgiri"),
         asgiri("--http1-parser", "h11", *ours, name="asgiri, h11"),
+        asgiri("--app-thread", *ours, name="asgiri, app thread"),
         Contender("uvicorn, httptools", "uvicorn", ("--http", "httptools", *uvicorn)),
         Contender("uvicorn, zttp", "uvicorn", ("--http", "zttp", *uvicorn)),
         Contender("granian", "granian", (*granian, "--http", "1", *granian_tls, "{app}")),

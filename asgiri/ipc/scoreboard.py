@@ -66,7 +66,8 @@ class Cell(enum.IntEnum):
     PID = 2
     STATE = 3
     BEAT_NS = 4
-    """CLOCK_MONOTONIC when the event loop last ran its heartbeat."""
+    """CLOCK_MONOTONIC when the event loop last ran its heartbeat. Of two (--app-thread) this and
+    the next three are about the application's."""
     BEAT_COUNT = 5
     LAG_EWMA_US = 6
     LAG_MAX_US = 7
@@ -110,6 +111,11 @@ class Cell(enum.IntEnum):
     HTTP2_OPEN = 63
     """Part of TCP_OPEN."""
     LOG_LINES_DROPPED = 64
+    MAIN_BEAT_NS = 65
+    """And these about the other one, which runs the protocols."""
+    MAIN_BEAT_COUNT = 66
+    MAIN_LAG_EWMA_US = 67
+    MAIN_LAG_MAX_US = 68
 
 
 _GAUGES: Final = frozenset(

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import gc
 import itertools
 import logging
 import os
 import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from asgiri import logs
@@ -42,6 +43,8 @@ from asgiri.ipc.messages import (
 from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard, WorkerState
 from asgiri.ipc.tokens import QuicSecrets
 from asgiri.worker import boot, process
+from asgiri.worker.asgi import hop
+from asgiri.worker.asgi.app_thread import AppThread, cancel_all
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.asgi.counters import Counters
 from asgiri.worker.asgi.files import FileAccess
@@ -57,7 +60,12 @@ from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.protocol.headers import ResponseDefaults
 from asgiri.worker.transport import deadlines
 from asgiri.worker.transport.handback import HandBack
-from asgiri.worker.transport.heartbeat import Heartbeat
+from asgiri.worker.transport.heartbeat import (
+    MAIN_CELLS,
+    WORKER_CELLS,
+    Heartbeat,
+    application_pulse,
+)
 from asgiri.worker.transport.http1 import Http1Session
 from asgiri.worker.transport.quic import QuicEndpoint
 from asgiri.worker.transport.services import WorkerServices
@@ -132,28 +140,23 @@ def _boot_and_serve(
     config = boot.configure(hello)
     tls = boot.load_tls(config)
     loop = boot.new_event_loop(config)
-    asyncio.set_event_loop(loop)
+    app_loop = boot.new_event_loop(config) if config.workers.app_thread else loop
+    asyncio.set_event_loop(app_loop)
     if loaded is None:
         scoreboard.set(Cell.STATE, WorkerState.IMPORTING)
         _tell(control, Importing())
         loaded = boot.import_application(config)
-    worker = Worker(control, hello, resources, scoreboard, config, loop, loaded, tls)
+    asyncio.set_event_loop(loop)
+    thread = AppThread(loaded.call, app_loop, loop) if app_loop is not loop else None
+    worker = Worker(control, hello, resources, scoreboard, config, loop, loaded, tls, thread)
     termination.react_with(worker.terminated)
     try:
         loop.run_until_complete(worker.run())
     finally:
         # Whatever the application has left running gets its CancelledError, like after
         # asyncio.run().
-        loop.run_until_complete(_cancel_all())
+        loop.run_until_complete(cancel_all(CANCEL_PATIENCE))
         loop.close()
-
-
-async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks, timeout=CANCEL_PATIENCE)
 
 
 def _tell(control: ControlChannel, message: Message) -> None:
@@ -175,7 +178,9 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
         loaded: LoadedApplication,
         tls: ServerTls | None,
+        thread: AppThread | None = None,
     ) -> None:
+        """With a `thread` the application runs there."""
         self._control = control
         self._hello = hello
         self._resources = resources
@@ -187,7 +192,9 @@ class Worker:
         """Done when it shall end at once."""
         self._drain_until = float("inf")
         self._lifespan_patience = LIFESPAN_PATIENCE
-        call = with_https_policy(loaded.call, config.http, hello.listeners)
+        self._thread = thread
+        call = loaded.call if thread is None else functools.partial(hop.call, thread)
+        call = with_https_policy(call, config.http, hello.listeners)
         application = Application(call, loop)
         self._services = make_services(
             application,
@@ -239,7 +246,11 @@ class Worker:
             orphaned=lambda: process.is_orphan(self._hello.master_pid),
             on_orphaned=self._orphaned,
             each_beat=self._hand_back_idle,
+            cells=WORKER_CELLS if self._thread is None else MAIN_CELLS,
         )
+        if self._thread is not None:
+            self._thread.start()
+            self._thread.to_app.post(application_pulse, self._thread.loop, self._scoreboard)
         self._loop.add_reader(self._control.fileno(), self._read_control)
         try:
             await self._start()
@@ -253,6 +264,8 @@ class Worker:
                 await asyncio.wait({draining})
                 await self._break_off()
         finally:
+            if self._thread is not None:
+                await self._thread.stop(CANCEL_PATIENCE)
             self._loop.remove_reader(self._control.fileno())
             heartbeat.close()
             self._services.deadlines.close()
@@ -273,7 +286,7 @@ class Worker:
         gc.freeze()
         if gc.get_threshold() == USUAL_GC_THRESHOLD:  # else the application knows better
             gc.set_threshold(GC_THRESHOLD, *USUAL_GC_THRESHOLD[1:])
-        self._loop.add_reader(self._resources.connections.fileno(), self._read_connections)
+        self._watch_connections()
         if self._quic is not None:
             self._quic.start()
         self._scoreboard.set(Cell.STATE, WorkerState.READY)
@@ -299,6 +312,25 @@ class Worker:
             raise boot.BootError("selftest", str(error), "", ExitCode.RUNTIME) from None
 
     # What the master sends
+
+    def _watch_connections(self) -> None:
+        if self._thread is None:
+            read: Callable[[], object] = self._read_connections
+        else:
+            read = self._ask_application_loop
+        self._loop.add_reader(self._resources.connections.fileno(), read)
+
+    def _ask_application_loop(self) -> None:
+        """Adopt nothing while the application's loop stands still: the master takes it back."""
+        assert self._thread is not None
+        self._loop.remove_reader(self._resources.connections.fileno())
+        to_main = self._thread.to_main
+        self._thread.to_app.post(to_main.post, self._application_loop_turns)
+
+    def _application_loop_turns(self) -> None:
+        if not self._ending.done():
+            self._watch_connections()
+            self._read_connections()
 
     def _read_connections(self) -> int:
         """Adopt what one message brings: at most 64 connections in a turn of the loop.
@@ -337,7 +369,7 @@ class Worker:
 
     def _resume_reading(self) -> None:
         if not self._ending.done():  # a drain looks by itself
-            self._loop.add_reader(self._resources.connections.fileno(), self._read_connections)
+            self._watch_connections()
 
     def _read_control(self) -> None:
         try:

@@ -20,6 +20,8 @@ class ServerKind(enum.Enum):
     CLEARTEXT = enum.auto()
     CLEARTEXT_H11 = enum.auto()
     TLS = enum.auto()
+    APP_THREAD = enum.auto()
+    APP_THREAD_TLS = enum.auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,10 @@ SERVERS = {
     ServerKind.CLEARTEXT: ServerSetup(options={**COMMON, "http1_parser": "httptools"}),
     ServerKind.CLEARTEXT_H11: ServerSetup(options={**COMMON, "http1_parser": "h11"}),
     ServerKind.TLS: ServerSetup(tls=True, options={**COMMON, "http3": True}),
+    ServerKind.APP_THREAD: ServerSetup(options={**COMMON, "app_thread": True}),
+    ServerKind.APP_THREAD_TLS: ServerSetup(
+        tls=True, options={**COMMON, "http3": True, "app_thread": True}
+    ),
 }
 
 
@@ -83,4 +89,7 @@ VERSIONS = [
     Version("http2", "2", ServerKind.CLEARTEXT, connect_http2),
     Version("http2-tls", "2", ServerKind.TLS, connect_http2),
     Version("http3", "3", ServerKind.TLS, connect_http3),
+    # The application in a thread of its own: the seam knows nothing of versions, so two are enough.
+    Version("http1-thread", "1.1", ServerKind.APP_THREAD, connect_http1),
+    Version("http3-thread", "3", ServerKind.APP_THREAD_TLS, connect_http3),
 ]

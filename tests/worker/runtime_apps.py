@@ -106,3 +106,31 @@ async def starts_a_program(scope, receive, send):
     fields = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
     # What Python itself ignores at its start: SIGPIPE and SIGXFSZ.
     await respond(send, f"{fields['SigIgn']} {fields['SigBlk']}")
+
+
+async def awaits_a_program(scope, receive, send):
+    assert scope["type"] == "http"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", "print('hello', end=''); raise SystemExit(3)"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    output, _ = await process.communicate()
+    await respond(send, f"{output.decode()} {process.returncode}")
+
+
+async def notes_calls(scope, receive, send):
+    assert scope["type"] == "http"
+    print("called:", scope["path"], flush=True)
+    if scope["path"] == "/block":
+        block(2)
+    await respond(send, "")
+
+
+async def exits_in_a_task(scope, receive, send):
+    assert scope["type"] == "http"
+
+    async def leave():
+        raise SystemExit(7)
+
+    left.append(asyncio.create_task(leave()))
+    await asyncio.sleep(60)

@@ -225,7 +225,7 @@ class WebSocketSession:
         kind = message.get("type")
         self._raise_if_gone()
         if kind == "websocket.send" and self._phase is OPEN:
-            content = _content(message)
+            content = message_content(message)
             if self._paused:
                 await self._wait_writable(OPEN)
             if self._may_send:
@@ -515,7 +515,7 @@ class WebSocketSession:
             self._common.access_log(self._scope, status, headers, size, duration)
 
 
-def _content(message: Message) -> str | bytes:
+def message_content(message: Message) -> str | bytes:
     content: Any = message.get("bytes")
     if content is None:
         content = message.get("text")

@@ -8,7 +8,14 @@ import pytest
 from asgiri.ipc.scoreboard import PAGE_SIZE, Cell, Scoreboard
 from asgiri.worker.asgi.application import Application
 from asgiri.worker.runtime import make_services
-from asgiri.worker.transport.heartbeat import INTERVAL, Heartbeat
+from asgiri.worker.transport.heartbeat import (
+    INTERVAL,
+    MAIN_CELLS,
+    STILL,
+    WORKER_CELLS,
+    Heartbeat,
+    application_pulse,
+)
 from tests.support.worker import make_config
 
 ON_BOTH_EVENT_LOOPS = True
@@ -17,7 +24,7 @@ ON_BOTH_EVENT_LOOPS = True
 class Beating:
     """A heartbeat on the running loop, with a parent that the test kills."""
 
-    def __init__(self):
+    def __init__(self, cells=WORKER_CELLS):
         loop = asyncio.get_running_loop()
         self.scoreboard = Scoreboard(memoryview(bytearray(PAGE_SIZE)))
         self.services = make_services(
@@ -32,6 +39,7 @@ class Beating:
             orphaned=lambda: self.master_is_dead,
             on_orphaned=lambda: self.orphaned.append(self.count),
             each_beat=lambda: None,
+            cells=cells,
         )
 
     @property
@@ -112,3 +120,39 @@ async def test_closed_heartbeat_publishes_a_last_time(beating):
     assert beating.scoreboard.get(Cell.APP_ERRORS) == 1
     await asyncio.sleep(2 * INTERVAL)
     assert beating.count == before
+
+
+# Beside an application with a loop of its own
+
+
+async def test_main_loop_beats_elsewhere_beside_the_applications_loop():
+    beating = Beating(MAIN_CELLS)
+    try:
+        assert beating.scoreboard.get(Cell.BEAT_NS) == 0
+        assert abs(beating.scoreboard.get(Cell.MAIN_BEAT_NS) - time.monotonic_ns()) < 1e9
+        beating.services.requests.counters.app_errors += 1
+        async with asyncio.timeout(10):
+            while not beating.scoreboard.get(Cell.APP_ERRORS):
+                await asyncio.sleep(INTERVAL / 10)
+        assert beating.scoreboard.get(Cell.MAIN_BEAT_COUNT) > 1
+    finally:
+        beating.close()
+
+
+async def test_applications_loop_beats_for_the_worker_while_the_main_loop_does():
+    scoreboard = Scoreboard(memoryview(bytearray(PAGE_SIZE)))
+    scoreboard.set(Cell.MAIN_BEAT_NS, time.monotonic_ns())
+    pulse = application_pulse(asyncio.get_running_loop(), scoreboard)
+    try:
+        assert abs(scoreboard.get(Cell.BEAT_NS) - time.monotonic_ns()) < 1e9
+        assert scoreboard.get(Cell.MAIN_BEAT_COUNT) == 0
+        scoreboard.set(Cell.MAIN_BEAT_NS, time.monotonic_ns() - int(2 * STILL * 1e9))
+        before = scoreboard.get(Cell.BEAT_COUNT)
+        await asyncio.sleep(3 * INTERVAL)
+        assert scoreboard.get(Cell.BEAT_COUNT) == before
+        scoreboard.set(Cell.MAIN_BEAT_NS, time.monotonic_ns())
+        async with asyncio.timeout(10):
+            while scoreboard.get(Cell.BEAT_COUNT) == before:
+                await asyncio.sleep(INTERVAL / 10)
+    finally:
+        pulse.close()
