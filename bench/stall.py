@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib.clients import CLIENTS
+from lib.report import percentiles
 from lib.servers import Contender, Place, certificate, free_port, running
 
 APP = "busy_app:app"
@@ -121,15 +122,6 @@ class Load:
             yield
         except (OSError, EOFError, ConnectionError):
             self.result.failed += self._measuring
-
-
-def percentiles(seconds: list[float]) -> str:
-    if not seconds:
-        return f"{'-':>7} {'-':>7} {'-':>7} {'-':>7} {0:>7}"
-    ordered = sorted(seconds)
-    picked = [ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.9, 0.99)]
-    values = " ".join(f"{value * 1000:>7.1f}" for value in [*picked, ordered[-1]])
-    return f"{values} {len(ordered):>7}"
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -148,8 +148,35 @@ class Http3Client:
         protocol.transmit()
         return await done
 
+    async def ping(self) -> None:
+        await self._protocol.ping()
+
     async def close(self) -> None:
         self._protocol.close()
+
+
+class PingedWebSocket:
+    """Sends pings, one at a time."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    @classmethod
+    async def connect(cls, url: str) -> PingedWebSocket:
+        parts = urlsplit(url)
+        context = insecure_context(["http/1.1"]) if parts.scheme == "https" else None
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+        writer.write(
+            b"GET / HTTP/1.1\r\nhost: x\r\nconnection: Upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101"), head
+        return cls(reader, writer)
+
+    async def ping(self) -> None:
+        self._writer.write(b"\x89\x80\x00\x00\x00\x00")
+        assert await self._reader.readexactly(2) == b"\x8a\x00"
 
 
 CLIENTS = {"http1": Http1Client, "tls": Http1Client, "http2": Http2Client, "http3": Http3Client}

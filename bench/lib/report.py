@@ -31,3 +31,13 @@ def print_table(title: str, unit: str, rows: Sequence[Row], *, compare: str | No
         ratio = "" if base is None else f"{row.median / base:>10.2f}"
         numbers = f"{row.median:>9.2f} {min(row.values):>9.2f} {max(row.values):>9.2f}"
         print(f"{row.name:<28} {numbers}  {' ' * len(unit)}{ratio}  {row.note}".rstrip())
+
+
+def percentiles(seconds: Sequence[float]) -> str:
+    """Format p50, p90, p99 and the maximum in milliseconds, and how many there are."""
+    if not seconds:
+        return f"{'-':>7} {'-':>7} {'-':>7} {'-':>7} {0:>7}"
+    ordered = sorted(seconds)
+    picked = [ordered[min(len(ordered) - 1, int(len(ordered) * part))] for part in (0.5, 0.9, 0.99)]
+    values = " ".join(f"{value * 1000:>7.1f}" for value in [*picked, ordered[-1]])
+    return f"{values} {len(ordered):>7}"
