@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
 import random
 import resource
 import shutil
@@ -290,27 +292,62 @@ http {{
 """
 
 
-@pytest.mark.skipif(shutil.which("nginx") is None, reason="nginx is not installed")
-async def test_behind_nginx_with_kept_connections_every_request_is_answered(tmp_path: Path):
+HAPROXY = """
+global
+  maxconn 256
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 30s
+  timeout server 30s
+  retries 0
+frontend f
+  bind 127.0.0.1:{own}
+  default_backend b
+backend b
+  http-reuse always
+  server s 127.0.0.1:{port} pool-max-conn 8
+"""
+PROXIES = {
+    "nginx": (NGINX, ("-p", "{folder}", "-e", "{folder}/error", "-c", "{folder}/config")),
+    "haproxy": (HAPROXY, ("-db", "-f", "{folder}/config")),
+}
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+async def test_behind_a_proxy_with_kept_connections_every_request_is_answered(
+    tmp_path: Path, proxy: str
+):
+    # Debian has them where only root looks.
+    program = shutil.which(proxy, path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        pytest.skip(f"{proxy} is not installed")
+    config, arguments = PROXIES[proxy]
     async with serve(workers=2, balance="request") as server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             own = free.getsockname()[1]
-        config = tmp_path / "nginx.conf"
-        config.write_text(NGINX.format(folder=tmp_path, port=server.port, own=own))
-        proxy = subprocess.Popen(["nginx", "-p", tmp_path, "-c", config, "-e", tmp_path / "error"])
+        text = config.format(folder=tmp_path, port=server.port, own=own)
+        (tmp_path / "config").write_text(text)
+        command = [program, *(argument.format(folder=tmp_path) for argument in arguments)]
+        process = subprocess.Popen(command)
         try:
             clients = [await connect_when_open(own) for _ in range(8)]
-            pids: Counter[bytes] = Counter()
-            for _ in range(50):
+            pids, ports = set(), set()
+            for _ in range(25):
                 for client in clients:
                     response = await request(client, "GET", "/pid")
                     assert response.status == 200
-                    pids[response.body] += 1
-            assert set(pids) == {b"%d" % pid for pid in server.worker_pids}
+                    pids.add(response.body)
+                for client in clients:
+                    response = await request(client, "GET", "/scope")
+                    ports.add(json.loads(response.body)["client"][1])
+            assert pids == {b"%d" % pid for pid in server.worker_pids}
+            # They were kept, and moved between the workers.
+            assert len(ports) <= 16
             await close_all(clients)
         finally:
-            proxy.terminate()
-            proxy.wait(PATIENCE)
+            process.terminate()
+            process.wait(PATIENCE)
 
 
 async def connect_when_open(port: int) -> Http1Connection:
