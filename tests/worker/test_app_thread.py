@@ -112,20 +112,24 @@ async def test_a_response_that_takes_too_long_is_ended_in_time_although_its_hand
             assert time.monotonic() - began < 10
 
 
-async def test_requests_of_a_client_that_waits_for_nothing_are_not_begun_late():
-    """Its time was over before the application's loop came to it."""
-    async with threaded(APP + "notes_calls", http={"request_timeout": 0.5}) as worker:
+async def test_a_request_whose_time_was_over_before_the_loop_came_to_it_is_never_begun(tmp_path):
+    done = tmp_path / "done"
+    async with threaded(
+        APP + "notes_calls",
+        http={"request_timeout": 1},
+        environment={"BLOCK_UNTIL": str(done)},
+    ) as worker:
         await worker.wait(Ready)
         async with await worker.connect() as blocking, await worker.connect() as late:
-            for client in (blocking, late):
-                client.get("/")
-                await client.read_response()
+            # Both are adopted before the application's loop stands still.
+            await worker.wait_until(lambda: worker.count(Cell.TCP_ADOPTED) == 2)
             blocking.get("/block")
             await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE))
             late.get("/late")
             assert (await late.read_response())[0] == 504
             assert (await blocking.read_response())[0] == 504
-        await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE) == 0)
+            done.touch()
+            await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE) == 0)
         assert "called: /block" in worker.log
         assert "called: /late" not in worker.log
 
