@@ -326,10 +326,13 @@ class Foundry:
         if status is None or self._molds.get(mold.generation) is not mold:
             return
         self._on_messages(mold)  # what it said last
-        expected = self._decisions.state(mold.generation) is MoldState.ENDING
-        level = logging.DEBUG if expected else logging.WARNING
-        then = "" if expected else "; the next worker starts another one"
-        logger.log(level, "%s: %s%s", mold, exit_text(status), then)
+        if self._decisions.state(mold.generation) is MoldState.ENDING:
+            logger.debug("%s: %s", mold, exit_text(status))
+        else:
+            # With status 0 it obeyed a SIGTERM, which the whole group may have got.
+            level = logging.WARNING if status else logging.INFO
+            text = "the next worker starts another one"
+            logger.log(level, "%s: %s; %s", mold, exit_text(status), text)
         self._loop.unwatch(mold.control.fileno())
         if mold.pidfd >= 0:
             self._loop.unwatch(mold.pidfd)

@@ -362,6 +362,8 @@ class Master:
                     self._reload_ended(self._status())
             case actions.StopListening():
                 self._service.stopping(self._config.workers.graceful_timeout + DRAIN_GRACE)
+                if self._watcher is not None:
+                    self._watcher.close()
                 self._takeover.cancel()
                 self._fleet.acceptor.stop()
                 self._listeners.close_streams()

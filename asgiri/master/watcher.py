@@ -123,12 +123,12 @@ class Watcher:
                 logger.error("--reload: changes are not seen: %s", reason)
 
     def _on_end(self) -> None:
+        self.close()
         if not self._has_begun:
             logger.error("--reload: changes are not seen until the server is started again")
-        else:
-            logger.warning("--reload: whoever watches the files has ended; another one begins")
-            self._timer = self._loop.call_later(RESTART_DELAY, self.start)
-        self.close()
+            return
+        logger.warning("--reload: whoever watches the files has ended; another one begins")
+        self._timer = self._loop.call_later(RESTART_DELAY, self.start)
 
     def kill(self) -> None:
         """End the process, in the place of which another one comes unless this one ends as well."""
@@ -137,7 +137,9 @@ class Watcher:
             self._process.wait()
 
     def close(self) -> None:
-        """Give the process back; a second call does nothing."""
+        """Watch no more; a second call does nothing."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._process is None:
             return
         self._loop.unwatch(self._fileno())
