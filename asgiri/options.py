@@ -428,7 +428,8 @@ def _parse_int(text: str) -> int:
 
 def _spell_quantity(number: float, units: dict[str, float]) -> str:
     for unit, factor in units.items():
-        if number >= factor and number % factor == 0:
+        # Not %, by which 0.05 is no multiple of 0.001.
+        if number >= factor and (number / factor).is_integer():
             return f"{number / factor:.0f}{unit}"
     return _spell_number(number)
 
