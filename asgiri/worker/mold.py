@@ -24,8 +24,8 @@ import select
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Final, NoReturn
+from collections.abc import Callable, Collection, Sequence
+from typing import Final, NamedTuple, NoReturn
 
 from asgiri import logs
 from asgiri.errors import ChannelClosedError, ExitCode, FdsLostError
@@ -59,7 +59,7 @@ def main(control_fd: int) -> None:
         _end(ExitCode.OK)
     if not process.attach_to(hello.master_pid):
         _end(ExitCode.OK)
-    before = open_files()
+    before = Inventory.take()
     try:
         loaded = _prepare(control, hello)
     except boot.BootError as error:
@@ -179,23 +179,33 @@ def _fork() -> int:
 # What a fork cannot pass on
 
 
-def open_files() -> set[tuple[str, str]]:
-    """List the descriptors of this process, and what each one is."""
-    found = set()
-    for fd in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # that of the listing itself
-            found.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
-    return found
+class Inventory(NamedTuple):
+    """What this process has that a fork does not pass on, or shares."""
+
+    files: frozenset[tuple[str, str]]
+    """Descriptors, and what each one is."""
+    threads: frozenset[str]
+    """By the system's numbers: those that libraries in C have started are among them."""
+
+    @classmethod
+    def take(cls) -> Inventory:
+        """Look into /proc."""
+        files = set()
+        for fd in os.listdir("/proc/self/fd"):
+            with contextlib.suppress(OSError):  # that of the listing itself
+                files.add((fd, os.readlink(f"/proc/self/fd/{fd}")))
+        return cls(frozenset(files), frozenset(os.listdir("/proc/self/task")))
 
 
-def describe_leftovers(before: set[tuple[str, str]]) -> str:
+def describe_leftovers(before: Inventory) -> str:
     """Say what the application has started or opened and workers cannot use; "" for nothing.
 
-    `before` are the descriptors that were open before it was imported.
+    `before` was taken before it was imported.
     """
+    now = Inventory.take()
     found = [
-        *_describe_threads(),
-        *_describe_files([target for _, target in open_files() - before]),
+        *_describe_threads(now.threads - before.threads),
+        *_describe_files([target for _, target in now.files - before.files]),
     ]
     if not found:
         return ""
@@ -206,14 +216,13 @@ def describe_leftovers(before: set[tuple[str, str]]) -> str:
     )
 
 
-def _describe_threads() -> list[str]:
-    names = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
-    # Those that libraries in C have started have no name that would help.
-    count = len(os.listdir("/proc/self/task")) - 1
-    if count <= 0:
+def _describe_threads(numbers: Collection[str]) -> list[str]:
+    if not numbers:
         return []
+    # The others have no name that would help.
+    names = [t.name for t in threading.enumerate() if str(t.native_id) in numbers]
     of_python = f" ({', '.join(names)})" if names else ""
-    return [f"{count} {'thread' if count == 1 else 'threads'}{of_python}"]
+    return [f"{len(numbers)} {'thread' if len(numbers) == 1 else 'threads'}{of_python}"]
 
 
 def _describe_files(targets: Sequence[str]) -> list[str]:

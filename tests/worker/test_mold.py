@@ -40,13 +40,13 @@ pytestmark = [
 
 
 def test_nothing_is_left_behind_by_an_import_that_opens_nothing():
-    before = mold.open_files()
+    before = mold.Inventory.take()
     with open(os.devnull):
         assert mold.describe_leftovers(before) == ""
 
 
 def test_threads_are_named():
-    before = mold.open_files()
+    before = mold.Inventory.take()
     end = threading.Event()
     thread = threading.Thread(target=end.wait, name="refresher")
     thread.start()
@@ -61,7 +61,7 @@ def test_threads_are_named():
 
 
 def test_event_loops_and_sockets_are_counted():
-    before = mold.open_files()
+    before = mold.Inventory.take()
     loop = asyncio.new_event_loop()
     try:
         assert "has left 1 event loop behind" in mold.describe_leftovers(before)
