@@ -111,6 +111,12 @@ def test_the_master_writes_what_it_has_sent():
     }
 
 
+def test_a_writer_in_a_hurry_writes_the_same_cells():
+    worker, master = boards()
+    worker.cells[Cell.REQUESTS_ACTIVE] += 2
+    assert worker.get(Cell.REQUESTS_ACTIVE) == master.get(Cell.REQUESTS_ACTIVE) == 2
+
+
 def test_cells_do_not_overlap():
     buckets = range(Cell.DURATION_BUCKETS, Cell.DURATION_BUCKETS + len(DURATION_BOUNDS) + 1)
     single = [cell for cell in Cell if cell != Cell.DURATION_BUCKETS]

@@ -25,7 +25,6 @@ from asgiri.master.processes import (
     WorkerHandle,
     WorkerIdentity,
     WorkerOrder,
-    exit_text,
     spawn,
 )
 
@@ -123,12 +122,6 @@ def test_exit_status_and_signal_are_told(start):
     killed.signal(signal.SIGKILL)
     assert wait_exit(killed) == -signal.SIGKILL
     killed.signal(signal.SIGTERM)  # reaped: nobody is hit
-
-
-def test_exit_texts_name_the_signal():
-    assert exit_text(3) == "exited with status 3"
-    assert exit_text(-signal.SIGSEGV) == "was killed by SIGSEGV"
-    assert exit_text(-40) in ("was killed by signal 40", "was killed by SIGRTMIN+6")
 
 
 def test_undelivered_connections_come_back_in_order_and_unread(start):

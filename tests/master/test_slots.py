@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import signal
 
 import pytest
 
@@ -21,6 +22,7 @@ from asgiri.master.slots import (
     SlotInput,
     SlotState,
     advance,
+    exit_text,
     longest_reload,
 )
 
@@ -235,3 +237,9 @@ def test_another_program_finds_an_incarnation_where_it_was(make):
 )
 def test_a_reload_is_given_the_time_of_its_turns(policy, seconds):
     assert longest_reload(WorkerConfig(**policy)) == seconds
+
+
+def test_exit_texts_name_the_signal():
+    assert exit_text(3) == "exited with status 3"
+    assert exit_text(-signal.SIGSEGV) == "was killed by SIGSEGV"
+    assert exit_text(-40) in ("was killed by signal 40", "was killed by SIGRTMIN+6")

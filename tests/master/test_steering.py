@@ -526,6 +526,13 @@ def test_connection_id_of_a_retry_without_its_token_is_dropped(retry):
     assert_dropped(front, stolen, DropReason.TOKEN_INVALID)
 
 
+def test_a_reload_may_change_when_addresses_are_validated():
+    front = Front(retry=RetryMode.NEVER)
+    front.begin(initial(b"original"))
+    front.steering.set_retry(RetryMode.ALWAYS)
+    retried(front, original=b"somebody else")
+
+
 def test_token_that_is_not_ours_counts_as_none():
     front = Front(retry=RetryMode.AUTO)
     assert front.begin(initial(CID, token=b"of another server"))[1] == LONG | NEW | TOKEN

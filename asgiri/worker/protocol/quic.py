@@ -20,7 +20,6 @@ the congestion controller, `held` adds what is under way.
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -537,18 +536,18 @@ def check_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> None:
     Raises LocalProtocolError: packets would not find their worker after this.
     """
     try:
-        fault = next(_faults_of_steering(mint, reset_tokens), None)
+        fault = _fault_of_steering(mint, reset_tokens)
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         # What a name of aioquic's that moved looks like.
         fault = f"{type(error).__name__}: {error}"
-    if fault is not None:
+    if fault:
         raise LocalProtocolError(
             f"aioquic {aioquic.__version__} does not take our connection IDs: {fault}; "
             "install a version that asgiri was tested with, or leave --http3 out"
         )
 
 
-def _faults_of_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> Iterator[str]:
+def _fault_of_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> str:
     recorder = _RecordingMint(mint)
     server_configuration = _throw_away_configuration()
     client = QuicConnection(
@@ -564,20 +563,20 @@ def _faults_of_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> It
     )
     now = _exchange_datagrams(client, server, 0.0)
     if not client._handshake_complete:
-        yield f"no handshake, {server.end_reason or 'no reason'}"
-        return
+        return f"no handshake, {server.end_reason or 'no reason'}"
     learned = [client._peer_cid, *client._peer_cid_available]
     # Retiring one makes the server issue another: the third place where aioquic makes them.
     client.change_connection_id()
     _exchange_datagrams(client, server, now)
     learned += client._peer_cid_available
     if len({entry.cid for entry in learned}) < MINTED_IN_SELF_TEST:
-        yield f"only {len(learned)} were issued"
+        return f"only {len(learned)} were issued"
     for entry in learned:
         if entry.cid not in recorder.minted:
-            yield "it issues some of its own"
+            return "it issues some of its own"
         if entry.stateless_reset_token != reset_tokens.token(entry.cid):
-            yield "it issues reset tokens of its own"
+            return "it issues reset tokens of its own"
+    return ""
 
 
 class _RecordingMint(ConnectionIdMint):

@@ -18,6 +18,15 @@ def test_never_holds_more_than_its_burst():
     assert [budget.spend(1e6) for _ in range(3)] == [True, True, False]
 
 
+def test_what_is_earned_can_be_spent_up_to_the_burst():
+    budget = Budget(burst=2, per_second=1)
+    assert [budget.spend(0.0) for _ in range(3)] == [True, True, False]
+    budget.earn(1)
+    assert [budget.spend(0.0) for _ in range(2)] == [True, False]
+    budget.earn(100)
+    assert [budget.spend(0.0) for _ in range(3)] == [True, True, False]
+
+
 @given(
     st.integers(1, 20),
     st.floats(0.1, 50),

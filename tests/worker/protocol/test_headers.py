@@ -248,6 +248,7 @@ BAD_FIELDS: list[Any] = [
     [(b"a\r\nb", b"c")], [(b"\xe4", b"c")], [(b"a", b"b\r\nc: d")], [(b"a", b"b\n")],
     [(b"a", b"\0")], [(b"a", b"\x7f")],
     [(b"a", b"\r")], [(b"a", b"\x0b")], [([], b"a")],
+    [(b"connection", "close")], [(b"content-length", 5)], [(b"content-length", "5")],
 ]  # fmt: skip
 
 

@@ -290,6 +290,23 @@ def test_long_sections_are_not_remembered():
     assert parser.calls == 2
 
 
+class StumblingParser:
+    """Refuses whatever it is given."""
+
+    def parse_fields(self, section: bytes) -> list[tuple[bytes, bytes]]:
+        raise ValueError("it stumbled")
+
+
+def test_what_only_the_library_refuses_is_a_bad_request():
+    sections = SectionReader(StumblingParser(), Http1Config())
+    with pytest.raises(RequestRefusedError, match="it stumbled") as caught:
+        sections.read(b"host: a\r\n\r\n")
+    assert caught.value.status == 400
+    # Where a rule of ours is broken as well, that is the answer.
+    with pytest.raises(RequestRefusedError, match="transfer-encoding"):
+        sections.read(b"host: a\r\ntransfer-encoding: gzip\r\n\r\n")
+
+
 def test_refused_sections_are_refused_again():
     sections = SectionReader(LlhttpParser(), Http1Config())
     for _ in range(2):
