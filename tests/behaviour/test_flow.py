@@ -11,7 +11,7 @@ import pytest
 from tests.behaviour.conftest import Connect
 from tests.behaviour.versions import Version
 from tests.support.apps import pattern
-from tests.support.client import ClientExchange, request
+from tests.support.client import ClientExchange, read_response, request
 from tests.support.memory_use import peak_memory, reset_peak_memory
 from tests.support.remote_app import AppCall, RemoteApps
 
@@ -120,6 +120,32 @@ async def test_one_slow_exchange_holds_up_no_other(
     pump.task.cancel()
     await asyncio.wait([pump.task])
     call.finish()
+
+
+async def test_the_more_urgent_response_overtakes(connect: Connect, version: Version):
+    """RFC 9218. The first response fills the connection's window; what is read of it makes room,
+    which the second one gets until it is complete.
+    """
+    if not version.multiplexed:
+        pytest.skip("one exchange at a time")
+    window, frame = 65535, 16384
+    connection = await connect(connection_window=window, stream_window=1 << 20)
+    first = await connection.start("GET", "/bytes?size=1000000", [("priority", "u=5, i")])
+    await first.read()
+    target = "/bytes?size=60000&part=60000"
+    urgent = await connection.start("GET", target, [("priority", "u=1, i")])
+    await urgent.head()
+    reading = asyncio.create_task(read_response(urgent))
+    made_room = 0
+    while not reading.done():
+        part = asyncio.create_task(first.read())
+        await asyncio.wait([part, reading], return_when=asyncio.FIRST_COMPLETED)
+        if part.done():
+            made_room += len(part.result())
+        part.cancel()
+    assert (await reading).body == pattern(60_000)
+    assert made_room <= window + frame  # in turns it would take twice as much
+    await first.cancel()
 
 
 async def test_a_slow_writer_is_waited_for(connect: Connect, apps: RemoteApps):
