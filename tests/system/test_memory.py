@@ -15,8 +15,8 @@ import pytest
 
 from tests.behaviour.versions import connect_http1, connect_http2, connect_http3
 from tests.support.apps import pattern
-from tests.support.client import ClientConnection, read_response
-from tests.support.memory_use import peak_memory
+from tests.support.client import ClientConnection, ExchangeFailed, read_response
+from tests.support.memory_use import peak_memory, reset_peak_memory
 from tests.support.server import Server, serve
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -77,3 +77,32 @@ async def test_a_download_by_a_client_that_reads_slowly(
             await asyncio.sleep(0.005)
     assert (received, digest.hexdigest()) == (size, digest_of(size))
     assert peak_memory(server.workers[0]) < LIMIT
+
+
+STREAMS = 100
+
+
+@pytest.mark.parametrize("connect", [connect_http2, connect_http3])
+async def test_a_client_that_never_opens_its_windows(
+    connect: Callable[..., Awaitable[ClientConnection]],
+):
+    """What waits for it is bounded, and it is given up."""
+    async with serve(
+        workers=1, tls=True, http3=True, body_timeout=1, h2_idle_timeout=1, quic_idle_timeout=3
+    ) as server:
+        (pid,) = server.workers.values()
+        reset_peak_memory(pid)
+        before = peak_memory(pid)
+        connection = await connect(server, stream_window=0)
+        exchanges = [
+            await connection.start("GET", f"/bytes?size={1 << 30}&part=65536")
+            for _ in range(STREAMS)
+        ]
+        for exchange in exchanges:
+            with pytest.raises(ExchangeFailed):
+                await exchange.read()
+        # Each: what lets its application wait, and the part that it was waiting with.
+        assert peak_memory(pid) - before < STREAMS * 2 * (128 << 10)
+        if connection.version == "2":
+            await connection.wait_closed()
+        await connection.close()
