@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import ssl
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.behaviour.versions import connect_http1, connect_http2, connect_http3
+from tests.support.client import request
 from tests.support.fetch import fetch
+from tests.support.http1_client import Http1Connection
 from tests.support.server import serve
 
 pytestmark = pytest.mark.slow
@@ -86,3 +90,27 @@ async def test_the_access_log_has_one_line_for_each_request(tmp_path: Path):
     assert all(" 200 " in line for line in lines[:5])
     assert " 404 " in lines[5]
     assert "\x1b" not in lines[5]
+
+
+async def test_http_3_can_be_all_there_is():
+    """TCP tells the way there."""
+    async with serve(workers=2, tls=True, http1=False, http2=False, http3=True) as server:
+        connection = await connect_http3(server)
+        assert (await request(connection, "GET", "/hello")).body == b"Hello, world!"
+        await connection.close()
+        for alpn in (("h2", "http/1.1"), ()):
+            tls = server.client_context(*alpn)
+            connection = await Http1Connection.connect("127.0.0.1", server.port, tls=tls)
+            response = await request(connection, "GET", "/hello")
+            assert (response.status, response.header("connection")) == (505, "close")
+            assert f'h3=":{server.port}"' in (response.header("alt-svc") or "")
+            await connection.close()
+
+
+async def test_http_2_can_be_all_there_is():
+    async with serve(workers=2, tls=True, http1=False) as server:
+        connection = await connect_http2(server)
+        assert (await request(connection, "GET", "/hello")).body == b"Hello, world!"
+        await connection.close()
+        with pytest.raises(ssl.SSLError, match=r"(?i)no application protocol"):
+            await connect_http1(server)
