@@ -1052,7 +1052,7 @@ class AdminConfig(Section):
     SECTION: ClassVar[str] = "admin"
     TITLE: ClassVar[str] = "Administration"
 
-    bind: Annotated[str, Option("--admin", metavar="ADDRESS", pending=True)] = ""
+    bind: Annotated[str, Option("--admin", metavar="ADDRESS")] = ""
     """Where to show health, metrics and a dashboard: HOST:PORT, :PORT or unix:PATH. Off unless
     asked for. A worker of its own answers there, also while all others are blocked; it only tells,
     but it tells everybody who reaches it."""
@@ -1062,10 +1062,10 @@ class AdminConfig(Section):
     themselves, in the runtime directory of the service or of the user. Only its user and root may
     use it."""
 
-    statsd_host: Annotated[str, Option("--statsd-host", metavar="ADDRESS", pending=True)] = ""
+    statsd_host: Annotated[str, Option("--statsd-host", metavar="ADDRESS")] = ""
     """StatsD server to send metrics to, by UDP: HOST:PORT, or unix:PATH."""
 
-    statsd_prefix: Annotated[str, Option("--statsd-prefix", pending=True)] = ""
+    statsd_prefix: Annotated[str, Option("--statsd-prefix")] = ""
     """What the names of metrics begin with; a dot is added."""
 
     def contradictions(self) -> Iterator[ConfigError]:

@@ -145,6 +145,7 @@ def _worker(row: Row, beat_ns: int, processes: ProcessTable) -> dict[str, Any]:
         "pid": pid,
         "generation": row.assigned(AssignmentCell.GENERATION),
         "state": _state(row, silence),
+        "ready": bool(get(RowCell.READY)),
         "age": (beat_ns - get(RowCell.SPAWNED_NS)) / 1e9,
         "silence": silence,
         "lag": get(Cell.LAG_EWMA_US) / 1e6,

@@ -2,59 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import time
-
 import orjson
 import pytest
 
-from asgiri.ipc.board import (
-    BoardReader,
-    BoardSnapshot,
-    BoardWriter,
-    MasterCell,
-    RowCell,
-    board_size,
-)
-from asgiri.ipc.scoreboard import (
-    PAGE_SIZE,
-    AssignmentCell,
-    Assignments,
-    Cell,
-    Refusal,
-    Scoreboard,
-    WorkerState,
-)
-from asgiri.status import ProcessTable, build_status, read_board
-
-
-def page() -> memoryview:
-    return memoryview(bytearray(PAGE_SIZE))
-
-
-def row(*, ready=1, target=0, generation=1, slot=0, cells=None):
-    scoreboard, assignments = Scoreboard(page()), Assignments(page())
-    scoreboard.claim(7, os.getpid())
-    assignments.claim(7, generation)
-    assignments.set(AssignmentCell.TARGET_STATE, target)
-    values = {Cell.STATE: WorkerState.READY, Cell.BEAT_NS: time.monotonic_ns(), **(cells or {})}
-    for cell, value in values.items():
-        scoreboard.set(cell, value)
-    return scoreboard, assignments, {RowCell.SLOT: slot, RowCell.READY: ready}
-
-
-def status_of(*rows, **head):
-    writer = BoardWriter(buffer := memoryview(bytearray(board_size(8))))
-    writer.set_facts({"asgiri": "1.2.3"})
-    writer.begin()
-    for each in rows:
-        writer.add_row(*each)
-    numbers = {MasterCell.BEAT_NS: time.monotonic_ns(), MasterCell.PID: os.getpid()}
-    writer.publish({**numbers, **{MasterCell[n.upper()]: value for n, value in head.items()}})
-    snapshot = read_board(BoardReader(buffer))
-    assert snapshot is not None
-    return build_status(snapshot, ProcessTable())
-
+from asgiri.ipc.board import BoardSnapshot
+from asgiri.ipc.scoreboard import Cell, Refusal, WorkerState
+from asgiri.status import ProcessTable, read_board
+from tests.support.board import Worker, status_of
 
 LONG_AGO = 1
 
@@ -63,7 +17,7 @@ LONG_AGO = 1
     ("state", "arguments"),
     [
         ("ready", {}),
-        ("waiting", {"ready": 0}),
+        ("waiting", {"ready": False}),
         ("blocked", {"cells": {Cell.BEAT_NS: LONG_AGO}}),
         ("booting", {"cells": {Cell.STATE: WorkerState.IMPORTING}}),
         ("booting", {"cells": {Cell.STATE: WorkerState.SPAWNED, Cell.BEAT_NS: 0}}),
@@ -74,26 +28,26 @@ LONG_AGO = 1
     ],
 )
 def test_the_state_of_a_worker_is_one_word(state, arguments):
-    (worker,) = status_of(row(**arguments))["workers"]
+    (worker,) = status_of(Worker(**arguments))["workers"]
     assert worker["state"] == state
 
 
 def test_workers_are_listed_by_slot_the_newest_generation_first():
-    rows = [row(slot=1), row(slot=0, generation=1), row(slot=0, generation=2)]
+    rows = [Worker(slot=1), Worker(slot=0, generation=1), Worker(slot=0, generation=2)]
     listed = [(w["slot"], w["generation"]) for w in status_of(*rows)["workers"]]
     assert listed == [(0, 2), (0, 1), (1, 1)]
 
 
 def test_connections_are_told_by_version():
     counted = {Cell.TCP_OPEN: 5, Cell.HTTP2_OPEN: 2, Cell.QUIC_OPEN: 3}
-    (worker,) = status_of(row(cells=counted))["workers"]
+    (worker,) = status_of(Worker(cells=counted))["workers"]
     assert worker["connections"] == {"1": 3, "2": 2, "3": 3}
 
 
 def test_totals_add_all_workers_up():
-    one = row(cells={Cell.REQUESTS_HTTP1: 2, Cell.DURATION_BUCKETS + 3: 2})
-    two = row(cells={Cell.REQUESTS_HTTP1: 3, Cell.DURATION_BUCKETS + 3: 3})
-    one[0].refuse(Refusal.HTTP1_BAD_HOST)
+    one = Worker(cells={Cell.REQUESTS_HTTP1: 2, Cell.DURATION_BUCKETS + 3: 2})
+    two = Worker(cells={Cell.REQUESTS_HTTP1: 3, Cell.DURATION_BUCKETS + 3: 3})
+    one.scoreboard.refuse(Refusal.HTTP1_BAD_HOST)
     totals = status_of(one, two)["totals"]
     assert totals["requests"] == {"1": 5, "2": 0, "3": 0}
     assert totals["durations"]["counts"][3] == 5
@@ -101,7 +55,7 @@ def test_totals_add_all_workers_up():
 
 
 def test_processor_time_and_memory_come_from_the_system():
-    status = status_of(row())
+    status = status_of(Worker())
     assert status["master"]["rss"] > 1 << 20
     assert status["workers"][0]["cpu_seconds"] > 0
 
@@ -111,7 +65,7 @@ def test_a_process_that_is_gone_has_no_numbers():
 
 
 def test_the_status_is_what_json_can_carry():
-    status = status_of(row(), generation=3, reloads=2, target=4)
+    status = status_of(Worker(), generation=3, reloads=2, target=4)
     assert orjson.loads(orjson.dumps(status)) == status
     assert (status["generation"], status["reload"]["done"]) == (3, 2)
     assert status["counts"]["wanted"] == 4

@@ -2,7 +2,8 @@
 
     control      messages (see `messages`), both ways; the hello carries descriptors, in this order:
                  connection channel, segment, then with HTTP/3 published and consumed, or the record
-                 stream, then one descriptor per UDP listener
+                 stream, then one descriptor per UDP listener; for an admin worker connection
+                 channel, segment, board, one descriptor per listener
     connection   accepted TCP connections: a frame is one byte per descriptor, its listener's index,
                  plus OVERDUE if it waited too long and is to be refused with 503.
                  Worker to master: connections handed back, with a second byte for each behind all

@@ -89,6 +89,8 @@ class Hello:
     selftest: bool
     """Prove, before reporting ready, that connection IDs and tokens are ours."""
     master_pid: int
+    role: Literal["worker", "admin"] = "worker"
+    """An admin worker gets the board, and the listeners that it accepts from by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,8 @@ class Fleet:
         """Those that new connections go to."""
         self.on_reaped: Callable[[WorkerHandle], None] = lambda _: None
         """Told of a worker that is about to be taken apart."""
+        self.on_switched: Callable[[], None] = lambda: None
+        """Told that others are ready."""
         self._balance = BalanceSwitch(_balance_mode(config))
         self._shedding = _make_shedding(self._balance)
         self._loop = loop
@@ -195,7 +197,10 @@ class Fleet:
             self._foundry.spawn(action, order)
             return
         identity = WorkerIdentity(
-            worker_id=action.worker_id, slot=action.slot, generation=action.generation
+            worker_id=action.worker_id,
+            slot=action.slot,
+            generation=action.generation,
+            role=order.role,
         )
         try:
             worker = spawn(identity, order, selftest=action.selftest)
@@ -237,7 +242,7 @@ class Fleet:
         self._loop.watch_readable(worker.control.fileno(), _Call(self._on_messages, worker))
         self._loop.watch_readable(worker.connections.fileno(), _Call(self._on_handed_back, worker))
         if worker.pidfd >= 0:
-            self._loop.watch_readable(worker.pidfd, _Call(self._on_exit, worker))
+            self._loop.watch_readable(worker.pidfd, _Call(self.on_exit, worker))
         if worker.unsent:
             self._loop.watch_writable(worker.control.fileno(), _Call(self._on_writable, worker))
 
@@ -247,6 +252,7 @@ class Fleet:
         if self._steering is not None:
             self._steering.set_ready(ready)
         self.acceptor.serve_queue()
+        self.on_switched()
 
     def _report(self, report: actions.Report) -> None:
         level, text = _LEVELS[report.level], report.text
@@ -346,7 +352,8 @@ class Fleet:
 
     # Exits
 
-    def _on_exit(self, worker: WorkerHandle) -> None:
+    def on_exit(self, worker: WorkerHandle) -> None:
+        """See whether a worker has ended; if so, take it apart."""
         status = worker.reap()
         if status is None or self.workers.get(worker.worker_id) is not worker:
             return
@@ -381,17 +388,19 @@ class Fleet:
             for index, fd in handed_back:
                 self.acceptor.handed_back([(index, fd, 0)])
 
-    def reap(self) -> None:
-        """Collect exits that no pidfd tells of. Called on SIGCHLD."""
-        for worker in list(self.workers.values()):
-            if worker.pidfd < 0:
-                self._on_exit(worker)
+    def reap(self, *others: Fleet) -> None:
+        """Collect exits that no pidfd tells of, also of other fleets. Called on SIGCHLD."""
+        fleets = (self, *others)
+        for fleet in fleets:
+            for worker in list(fleet.workers.values()):
+                if worker.pidfd < 0:
+                    fleet.on_exit(worker)
         self._foundry.reap()
         # One that a mold has forked is no stranger, and may have ended before we hear of it.
         if (os.getpid() == 1 or is_subreaper()) and not self._foundry.is_forking:
-            self._reap_strangers()
+            self._reap_strangers(fleets)
 
-    def _reap_strangers(self) -> None:
+    def _reap_strangers(self, fleets: Sequence[Fleet]) -> None:
         """Collect the orphans that a container's first process, or a subreaper, inherits."""
         while True:
             try:
@@ -400,10 +409,16 @@ class Fleet:
                 return
             if peeked is None:
                 return
-            ours = [worker for worker in self.workers.values() if worker.pid == peeked.si_pid]
+            ours = [
+                (fleet, worker)
+                for fleet in fleets
+                for worker in fleet.workers.values()
+                if worker.pid == peeked.si_pid
+            ]
             if ours:
                 # It would hide the others behind it.
-                self._on_exit(ours[0])
+                fleet, worker = ours[0]
+                fleet.on_exit(worker)
             elif peeked.si_pid in self.bystanders:
                 self.bystanders[peeked.si_pid]()
             else:

@@ -82,6 +82,7 @@ class WorkerIdentity:
     worker_id: int
     slot: int
     generation: int
+    role: Literal["worker", "admin"] = "worker"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +103,9 @@ class WorkerOrder:
     module: str = WORKER_MODULE
     mold: str = ""
     """Module of the mold that forks them, if one does."""
+    role: Literal["worker", "admin"] = "worker"
+    admin_fds: Sequence[int] = ()
+    """For the admin worker: the board, and its listeners."""
 
 
 class Process(Protocol):
@@ -256,7 +260,10 @@ class WorkerHandle:
         ours, theirs = (ConnectionChannel.adopt(fd) for fd in state["connections"])
         worker = cls(
             WorkerIdentity(
-                worker_id=state["worker_id"], slot=state["slot"], generation=state["generation"]
+                worker_id=state["worker_id"],
+                slot=state["slot"],
+                generation=state["generation"],
+                role=state["role"],
             ),
             AdoptedProcess(state["pid"]),
             ControlChannel.adopt(state["control"]),
@@ -283,6 +290,7 @@ class WorkerHandle:
             "worker_id": self.worker_id,
             "slot": self.slot,
             "generation": self.generation,
+            "role": self.identity.role,
             "pid": self.pid,
             "spawned_ns": self.spawned_ns,
             "control": self.control.fileno(),
@@ -302,7 +310,8 @@ class WorkerHandle:
         ]
 
     def __str__(self) -> str:
-        return f"worker[{self.slot}] pid={self.pid} gen={self.generation}"
+        name = "admin" if self.identity.role == "admin" else f"worker[{self.slot}]"
+        return f"{name} pid={self.pid} gen={self.generation}"
 
     # Load, as `steering` asks for it
 
@@ -447,9 +456,11 @@ class Outfit:
             record_channel=self._records.kind,
             selftest=selftest,
             master_pid=os.getpid(),
+            role=order.role,
         )
         theirs = self._connections[1].fileno()
-        fds = [theirs, self._records.segment.fd, *self._records.fds, *order.udp_fds]
+        fds = [theirs, self._records.segment.fd, *self._records.fds]
+        fds += [*order.udp_fds, *order.admin_fds]
         with contextlib.suppress(ChannelClosedError):  # dead already: found by its exit
             if not self._control.send(hello, fds):
                 raise OSError(errno.ENOBUFS, "the hello does not fit the control channel")

@@ -15,6 +15,7 @@ from asgiri.errors import StartError
 FIXED: Final = {
     "listen": frozenset(declared.field for declared in options_in("listen")),
     "process": frozenset({"pid_file", "user", "group", "umask", "daemon"}),
+    "admin": frozenset({"bind", "control_socket"}),
     # Who watches the files has begun with them.
     "reload": frozenset(declared.field for declared in options_in("reload")),
     # Connection IDs that clients hold were made with the secret.

@@ -92,6 +92,7 @@ class Reporting:
         self.more: Callable[[], Mapping[int, int]] = dict
         """Numbers of parts that are made later."""
         fleet.on_reaped = self._reaped
+        fleet.on_switched = self.renew
 
     def fileno(self) -> int:
         """Tell the descriptor that a watcher is given."""
@@ -109,6 +110,11 @@ class Reporting:
         self._watchers -= 1
         if not self._watchers and self._timer is not None:
             self._timer.cancel()
+
+    def renew(self) -> None:
+        """Something has changed that watchers should not hear of late."""
+        if self._watchers:
+            self.publish()
 
     def publish(self) -> None:
         """Copy everything, now and again as long as anybody watches."""

@@ -42,6 +42,7 @@ from asgiri.master.kept import NAME as KEPT_NAME
 from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
 from asgiri.master.loop import EventLoop
 from asgiri.master.notify import ServiceManager
+from asgiri.master.oversight import Oversight, OversightSockets
 from asgiri.master.processes import MOLD_MODULE, WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
@@ -150,9 +151,9 @@ class Master:
         _prepare_for(config)
         check_reload(config)
         if state is None:
-            self._listeners = self._open_listeners(cleanup)
+            self._listeners, sockets = self._open_sockets(cleanup)
         else:
-            self._listeners = self._resume_listeners(state, cleanup)
+            self._listeners, sockets = self._resume_sockets(state, cleanup)
         self._secrets = self._load_secrets(state)
         self._dispatcher = Dispatcher(
             BalancePolicy(config.workers.balance_policy),
@@ -189,7 +190,16 @@ class Master:
             self._receivers,
             self._fleet,
         )
+        self._reporting.facts = {
+            "asgiri": __version__,
+            "python": platform.python_version(),
+            **_names(config),
+            "addresses": "",
+            "reload_failure": "",
+        }
         cleanup.callback(self._reporting.close)
+        self._oversight = Oversight(self._loop, config, self._reporting, sockets, self._loop.stop)
+        cleanup.callback(self._oversight.abandon)
         self._takeover = Takeover(
             self._loop,
             words,
@@ -203,37 +213,44 @@ class Master:
 
     # Parts
 
-    def _open_listeners(self, cleanup: contextlib.ExitStack) -> Listeners:
+    def _open_sockets(self, cleanup: contextlib.ExitStack) -> tuple[Listeners, OversightSockets]:
         process = self._config.process
         account = Account.find(process.user, process.group)
         mode = 0o666
         if process.umask is not None:
             os.umask(process.umask)
             mode &= ~process.umask
+        access = UnixAccess(mode, None if account is None else (account.uid, account.gid))
         listeners = open_listeners(
             self._config.listen,
             quic=self._config.http.http3,
             inherited=inherited_sockets(os.environ, os.getpid()),
-            unix_access=UnixAccess(mode, None if account is None else (account.uid, account.gid)),
+            unix_access=access,
         )
         cleanup.callback(listeners.close)
+        sockets = OversightSockets.open(self._config, access)
+        cleanup.callback(sockets.close)
         if process.pid_file:
             cleanup.callback(PidFile(Path(process.pid_file).absolute()).remove)
         if account is not None:
             account.become()
-        return listeners
+        return listeners, sockets
 
-    def _resume_listeners(self, state: MasterState, cleanup: contextlib.ExitStack) -> Listeners:
+    def _resume_sockets(
+        self, state: MasterState, cleanup: contextlib.ExitStack
+    ) -> tuple[Listeners, OversightSockets]:
         config = self._config
         listeners = Listeners(
             backlog=config.listen.backlog, unix_access=UnixAccess(), quic=config.http.http3
         )
         cleanup.callback(listeners.close)
         listeners.resume(state.listeners)
+        sockets = OversightSockets.resume(config, state.oversight)
+        cleanup.callback(sockets.close)
         if config.process.pid_file:
             pid_file = PidFile(Path(config.process.pid_file).absolute(), resumed=True)
             cleanup.callback(pid_file.remove)
-        return listeners
+        return listeners, sockets
 
     def _load_secrets(self, state: MasterState | None) -> QuicSecrets | None:
         if state is not None and state.secrets is not None:
@@ -286,6 +303,7 @@ class Master:
         self._watch_over_us()
         if not self._fleet.workers:
             self._service.starting(self._config.workers.boot_timeout)
+            self._oversight.start()
             self._fleet.decide(self._supervisor.start(time.monotonic()))
         failures: deque[float] = deque(maxlen=ERRORS_TOLERATED)
         while True:
@@ -311,6 +329,7 @@ class Master:
             self._steering.restore_begun(begun, now)
         self._fleet.acceptor.resume(state.acceptor)
         self._reporting.resume(state.reporting)
+        self._oversight.resume(state.oversight)
         self._fleet.decide(self._supervisor.resume(state.supervisor, now))
         logger.info("upgraded: asgiri %s goes on with the workers", __version__)
         self._on_started()
@@ -330,11 +349,12 @@ class Master:
             acceptor=acceptor.to_state(),
             begun=[(connection_id.hex(), worker_id) for connection_id, worker_id in begun],
             reporting=self._reporting.to_state(),
+            oversight=self._oversight.to_state(),
         )
         fds = [listener.fileno() for listener in self._listeners]
         for worker in workers:
             fds += worker.inherited_fds()
-        return state, fds + acceptor.inherited_fds()
+        return state, fds + acceptor.inherited_fds() + self._oversight.inherited_fds()
 
     def _let_go(self) -> None:
         """Leave to the next program of this process what it needs, and nothing more."""
@@ -360,6 +380,7 @@ class Master:
                     self._renew()
                     logger.info("reloaded: generation %d serves", generation)
                     self._reload_ended(self._status())
+                self._reporting.renew()
             case actions.StopListening():
                 self._service.stopping(self._config.workers.graceful_timeout + DRAIN_GRACE)
                 if self._watcher is not None:
@@ -367,9 +388,10 @@ class Master:
                 self._takeover.cancel()
                 self._fleet.acceptor.stop()
                 self._listeners.close_streams()
+                self._reporting.renew()
             case actions.Stopped(exit_code=exit_code):
                 self._exit_code = exit_code
-                self._loop.stop()
+                self._oversight.stop()  # last of all, it stops the loop
             case _:
                 raise AssertionError(f"nobody carries out {action}")
 
@@ -379,13 +401,7 @@ class Master:
         count = self._config.workers.count
         where = self._listeners.describe(tls=self._tls, versions=versions)
         logger.info("listening on %s, %d %s", where, count, "worker" if count == 1 else "workers")
-        self._reporting.facts |= {
-            "asgiri": __version__,
-            "python": platform.python_version(),
-            **_names(self._config),
-            "addresses": where,
-            "reload_failure": "",
-        }
+        self._reporting.facts["addresses"] = where
         self._fleet.acceptor.start(self._listeners.streams)
         for receiver in self._receivers:
             receiver.start()
@@ -420,9 +436,9 @@ class Master:
         now = time.monotonic()
         match number:
             case signal.SIGTERM | signal.SIGINT:
-                self._fleet.decide(self._supervisor.stop(now))
+                self._stop(now, self._supervisor.stop)
             case signal.SIGQUIT:
-                self._fleet.decide(self._supervisor.quit(now))
+                self._stop(now, self._supervisor.quit)
             case signal.SIGHUP:
                 self._reload(now)
             case signal.SIGTTIN:
@@ -436,7 +452,12 @@ class Master:
             case signal.SIGUSR2:
                 self._takeover.request()
             case _:  # SIGCHLD
-                self._fleet.reap()
+                self._fleet.reap(*self._oversight.fleets)
+
+    def _stop(self, now: float, stop: Callable[[float], list[Action]]) -> None:
+        if self._supervisor.is_stopped:
+            self._oversight.stop()  # asked again, while only that is left
+        self._fleet.decide(stop(now))
 
     def _scale(self, change: int, now: float) -> None:
         self._fleet.decide(self._supervisor.scale(change, now))
@@ -486,6 +507,7 @@ class Master:
         _show(self._config)
         self._reporting.facts |= _names(self._config)
         self._fleet.configure(self._config)
+        self._oversight.configure(self._config)
         if self._steering is not None:
             self._steering.set_retry(RetryMode(self._config.http3.quic_retry))
         if self._config.log != before.log:
@@ -500,6 +522,7 @@ class Master:
         except StartError as error:
             logger.error("log files stay as they are: %s", error)
         self._fleet.broadcast(ReopenLogs())
+        self._oversight.tell(ReopenLogs())
 
     def _renew_certificates(self, config: Config) -> None:
         self._fleet.broadcast(ReloadCertificates(config.to_json()))

@@ -171,9 +171,12 @@ class Supervisor:
         """How far a reload is."""
         return self._reload
 
-    def start(self, now: float) -> list[Action]:
-        """Spawn the first generation."""
+    def start(self, now: float, *, patient: bool = False) -> list[Action]:
+        """Spawn the first generation. `patient`: if it fails it is tried again like a later one."""
         self._generation = self._begin_generation()
+        if patient:
+            self._phase = _Phase.SERVING
+            self._roster.serving_generation = self._generation
         return self._settle(now)
 
     # A takeover
@@ -190,6 +193,11 @@ class Supervisor:
     def is_ending(self) -> bool:
         """True once the server stops."""
         return self._phase in _ENDED
+
+    @property
+    def is_stopped(self) -> bool:
+        """True once no worker is left of a server that was to stop."""
+        return self._phase is _Phase.STOPPED
 
     def to_state(self, without: Collection[int] = ()) -> dict[str, Any]:
         """Return what `resume` reads; when settled. `without` these, which are no process yet."""

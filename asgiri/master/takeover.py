@@ -73,6 +73,8 @@ class MasterState:
     """QUIC connections that are known by a client-chosen ID only, in hex, and their workers."""
     reporting: dict[str, Any] = field(default_factory=dict)
     """What was counted, as far as the parts above do not carry it."""
+    oversight: dict[str, Any] = field(default_factory=dict)
+    """The admin worker."""
 
     def encode(self) -> bytes:
         """Write it down."""

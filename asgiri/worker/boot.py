@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeVar, cast
 
 from setproctitle import setproctitle
@@ -27,7 +27,7 @@ from asgiri.ipc.counter import EventCounter
 from asgiri.ipc.messages import Failed, Hello, MoldHello
 from asgiri.ipc.records import RecordReader
 from asgiri.ipc.ring import RingReader
-from asgiri.ipc.segment import Segment
+from asgiri.ipc.segment import BoardMemory, Segment
 from asgiri.ipc.stream import StreamReader
 from asgiri.worker import process
 from asgiri.worker.asgi.loader import LoadedApplication, LoadError, load
@@ -61,6 +61,10 @@ class Resources:
     """One per UDP listener, in their order. Their O_NONBLOCK is shared with the master: never call
     setblocking().
     """
+    board: BoardMemory | None = None
+    """For an admin worker."""
+    accepting: list[socket.socket] = field(default_factory=list)
+    """Sockets that an admin worker accepts from, one per listener."""
 
 
 def receive_hello(control: ControlChannel) -> tuple[Hello, Resources]:
@@ -86,6 +90,10 @@ def _take_resources(hello: Hello, fds: list[int]) -> Resources:
     rest = iter(fds)
     connections = ConnectionChannel.adopt(next(rest))
     segment = Segment.attach(next(rest))
+    if hello.role == "admin":
+        board = BoardMemory.attach(next(rest))
+        accepting = [socket.socket(fileno=fd) for fd in rest]
+        return Resources(connections, segment, None, [], board, accepting)
     records: RecordReader | None = None
     match hello.record_channel:
         case "ring":
@@ -100,14 +108,16 @@ def _take_resources(hello: Hello, fds: list[int]) -> Resources:
 def configure(hello: Hello) -> Config:
     """Read the configuration and apply what concerns the process."""
     config = _read_config(hello.config)
-    setproctitle(f"asgiri: worker {hello.slot} gen {hello.generation} [{config.app.target}]")
+    admin = hello.role == "admin"
+    title = "admin" if admin else f"worker {hello.slot}"
+    setproctitle(f"asgiri: {title} gen {hello.generation} [{config.app.target}]")
     os.environ["ASGIRI_WORKER_SLOT"] = str(hello.slot)
     os.environ["ASGIRI_WORKER_ID"] = str(hello.worker_id)
     os.environ["ASGIRI_GENERATION"] = str(hello.generation)
     process.raise_file_limit()
     if config.workers.cpu_affinity:
         process.pin(hello.slot)
-    logs.configure(config.log, "worker")
+    logs.configure(config.log, "admin" if admin else "worker")
     return config
 
 

@@ -24,6 +24,7 @@ from asgiri import logs
 from asgiri.config import Config
 from asgiri.errors import ChannelClosedError, ExitCode, FdsLostError, LocalProtocolError
 from asgiri.ipc import messages
+from asgiri.ipc.board import BoardReader
 from asgiri.ipc.channel import ControlChannel
 from asgiri.ipc.messages import (
     Drain,
@@ -59,6 +60,7 @@ from asgiri.worker.asgi.trust import TrustedPeers
 from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.protocol.headers import ResponseDefaults
 from asgiri.worker.transport import deadlines
+from asgiri.worker.transport.accepting import Accepting
 from asgiri.worker.transport.handback import HandBack
 from asgiri.worker.transport.heartbeat import (
     MAIN_CELLS,
@@ -196,6 +198,11 @@ class Worker:
         call = loaded.call if thread is None else functools.partial(hop.call, thread)
         call = with_https_policy(call, config.http, hello.listeners)
         application = Application(call, loop)
+        if resources.board is not None:
+            application.state |= {
+                "asgiri.board": BoardReader(resources.board.buffer),
+                "asgiri.config": config.admin,
+            }
         self._services = make_services(
             application,
             config=config,
@@ -217,6 +224,10 @@ class Worker:
         """Turns for which no connection is adopted, see `_read_connections`."""
         self._tcp = TcpEndpoint(self._services, hello.listeners, tls=tls)
         self._quic = self._make_quic_endpoint(config)
+        indices = [listener.index for listener in hello.listeners]
+        self._accepting = Accepting(
+            loop, self._tcp, scoreboard, dict(zip(indices, resources.accepting, strict=False))
+        )
 
     def _make_quic_endpoint(self, config: Config) -> QuicEndpoint | None:
         hello, resources = self._hello, self._resources
@@ -287,6 +298,7 @@ class Worker:
         if gc.get_threshold() == USUAL_GC_THRESHOLD:  # else the application knows better
             gc.set_threshold(GC_THRESHOLD, *USUAL_GC_THRESHOLD[1:])
         self._watch_connections()
+        self._accepting.start()
         if self._quic is not None:
             self._quic.start()
         self._scoreboard.set(Cell.STATE, WorkerState.READY)
@@ -467,6 +479,7 @@ class Worker:
         services = self._services
         self._scoreboard.set(Cell.STATE, WorkerState.DRAINING)
         services.draining = True
+        self._accepting.stop()
         self._tcp.hand_back_unopened()
         for session in list(services.sessions):
             session.begin_drain()

@@ -29,6 +29,8 @@ SAMPLES = {
     "listen.bind": "127.0.0.1:9999",
     "listen.insecure_bind": "127.0.0.1:9997",
     "listen.quic_bind": "127.0.0.1:9998",
+    "admin.bind": "127.0.0.1:9100",
+    "admin.statsd_host": "127.0.0.1:8125",
     "listen.host": "localhost",
     "listen.port": "9999",
     "listen.uds": "/run/x.sock",

@@ -16,6 +16,7 @@ from asgiri.ipc import segment
 from asgiri.ipc.board import (
     DROPS,
     BoardReader,
+    BoardSnapshot,
     BoardWriter,
     MasterCell,
     RowCell,
@@ -26,50 +27,20 @@ from asgiri.ipc.scoreboard import (
     PAGE_SIZE,
     REFUSALS,
     AssignmentCell,
-    Assignments,
     Cell,
     DropReason,
     Refusal,
-    Scoreboard,
 )
 from asgiri.ipc.segment import BoardMemory
+from tests.support.board import Board, Worker
 
 U32 = st.integers(0, (1 << 32) - 1)
 
 
-def page() -> memoryview:
-    return memoryview(bytearray(PAGE_SIZE))
-
-
-class Worker:
-    """The pages of one worker."""
-
-    def __init__(self, worker_id: int = 1, slot: int = 0) -> None:
-        self.slot = slot
-        self.scoreboard = Scoreboard(page())
-        self.scoreboard.claim(worker_id, 4000 + worker_id)
-        self.assignments = Assignments(page())
-        self.assignments.claim(worker_id, 1)
-
-
-class Board:
-    """A board of `rows` rows, with both ends."""
-
-    def __init__(self, rows: int = 4) -> None:
-        self.memory = bytearray(board_size(rows))
-        self.writer = BoardWriter(memoryview(self.memory))
-        self.reader = BoardReader(memoryview(self.memory))
-
-    def publish(self, *workers: Worker, **head: int) -> None:
-        self.writer.begin()
-        for worker in workers:
-            self.writer.add_row(worker.scoreboard, worker.assignments, {RowCell.SLOT: worker.slot})
-        self.writer.publish({MasterCell[name.upper()]: value for name, value in head.items()})
-
-    def read(self):
-        snapshot = self.reader.read()
-        assert snapshot is not None
-        return snapshot
+def read(board: Board) -> BoardSnapshot:
+    snapshot = board.reader.read()
+    assert snapshot is not None
+    return snapshot
 
 
 @settings(max_examples=30)
@@ -87,7 +58,7 @@ def test_a_watcher_reads_what_worker_and_master_have_counted(cells, refusals, as
     for cell, value in assigned.items():
         worker.assignments.set(cell, value)
     board.publish(worker, accepted=7)
-    snapshot = board.read()
+    snapshot = read(board)
     (row,) = snapshot.rows
     assert all(row.get(cell) == value for cell, value in cells.items())
     assert all(row.assigned(cell) == value for cell, value in assigned.items())
@@ -106,7 +77,7 @@ def test_nothing_is_read_before_something_was_published():
 @given(st.integers(16, board_size(2) - 1), st.integers(1, 255))
 def test_a_copy_that_was_torn_is_not_used(offset, change):
     board = Board()
-    board.publish(Worker(1), Worker(2))
+    board.publish(Worker(), Worker())
     assert board.reader.read() is not None
     board.memory[offset] ^= change
     assert board.reader.read() is None
@@ -121,17 +92,17 @@ def test_the_board_of_another_version_is_refused():
 
 
 def test_counters_of_workers_that_are_gone_stay_in_the_totals():
-    board, old, new = Board(), Worker(1), Worker(2)
+    board, old, new = Board(), Worker(), Worker()
     old.scoreboard.add(Cell.REQUESTS_HTTP1, 5)
     old.scoreboard.add(Cell.TCP_OPEN, 2)
     old.scoreboard.observe(150)
     old.scoreboard.refuse(Refusal.HTTP1_BAD_HOST)
     new.scoreboard.add(Cell.REQUESTS_HTTP1, 1)
     board.publish(old, new)
-    assert board.read().total(Cell.REQUESTS_HTTP1) == 6
+    assert read(board).total(Cell.REQUESTS_HTTP1) == 6
     board.writer.retire(old.scoreboard)
     board.publish(new)
-    snapshot = board.read()
+    snapshot = read(board)
     assert snapshot.total(Cell.REQUESTS_HTTP1) == 6
     assert snapshot.total(Cell.DURATION_SUM_US) == 150
     assert snapshot.total(REFUSALS + Refusal.HTTP1_BAD_HOST) == 1
@@ -144,7 +115,7 @@ def test_the_totals_change_only_with_a_publication():
     worker.scoreboard.add(Cell.REQUESTS_HTTP1, 5)
     board.publish(worker)
     board.writer.retire(worker.scoreboard)
-    assert board.read().total(Cell.REQUESTS_HTTP1) == 5
+    assert read(board).total(Cell.REQUESTS_HTTP1) == 5
 
 
 def test_totals_go_on_under_the_next_program():
@@ -153,24 +124,23 @@ def test_totals_go_on_under_the_next_program():
     before.writer.retire(worker.scoreboard)
     after.writer.restore(before.writer.retired())
     after.publish()
-    assert after.read().total(Cell.REQUESTS_HTTP2) == 9
+    assert read(after).total(Cell.REQUESTS_HTTP2) == 9
 
 
 def test_workers_beyond_the_last_row_are_counted():
     board = Board(rows=2)
-    board.publish(Worker(1), Worker(2), Worker(3))
-    snapshot = board.read()
+    board.publish(Worker(), Worker(), Worker())
+    snapshot = read(board)
     assert len(snapshot.rows) == 2
     assert snapshot.get(MasterCell.ROWS_LEFT_OUT) == 1
-    board.publish(Worker(1))
-    assert board.read().get(MasterCell.ROWS_LEFT_OUT) == 0
+    board.publish(Worker())
+    assert read(board).get(MasterCell.ROWS_LEFT_OUT) == 0
 
 
 def test_drops_are_told_by_reason():
     board = Board()
-    board.writer.begin()
-    board.writer.publish({DROPS + DropReason.RING_FULL: 3})
-    drops = board.read().drops()
+    board.publish(drops={DropReason.RING_FULL: 3})
+    drops = read(board).drops()
     assert drops.pop("ring_full") == 3
     assert set(drops.values()) == {0}
 
@@ -179,7 +149,7 @@ def test_facts_that_do_not_fit_are_left_out_the_largest_first():
     board = Board()
     board.writer.set_facts({"small": "x", "large": "y" * 5000})
     board.publish()
-    assert board.read().facts() == {"small": "x"}
+    assert read(board).facts() == {"small": "x"}
 
 
 def test_every_cell_is_a_counter_or_known_not_to_be_one():
@@ -239,6 +209,7 @@ import sys
 from asgiri.ipc.board import BoardReader
 from asgiri.ipc.scoreboard import Cell
 from asgiri.ipc.segment import BoardMemory
+from tests.support.board import Board, Worker
 reader = BoardReader(BoardMemory.attach(int(sys.argv[1])).buffer)
 last, torn, whole = 0, 0, 0
 while last < 2000:
