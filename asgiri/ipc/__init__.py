@@ -8,7 +8,9 @@ The master owns every socket. It starts workers as fresh interpreters and shares
     record channel       QUIC datagrams, through the ring and two      `ring`, `counter`, `records`
                          eventfds, or through a stream pair            `stream`, `records`
 
-and, with HTTP/3, its UDP sockets, on which workers send and never read.
+and, with HTTP/3, its UDP sockets, on which workers send and never read. The admin worker and
+`asgiri ctl` get the board instead, on which the master tells what all of them count (`board`);
+`ctl` gives its orders through a socket of the master's (`control`).
 
 Segment, one per incarnation of a worker:
 
@@ -16,6 +18,7 @@ Segment, one per incarnation of a worker:
     0        4096   scoreboard    worker   512 u64 cells: heartbeat, load, counters
     4096     4096   assignments   master   512 u64 cells: what the master has sent it
     8192     size   ring          master   datagram records, wrapping at `size`
+    ...      65536  stacks        worker   text: where it stands, when the master asks
 
 Datagram record, the same bytes in ring and stream, little-endian:
 

@@ -128,7 +128,7 @@ class ReopenLogs:
 
 @dataclass(frozen=True, slots=True)
 class DumpStacks:
-    """Write the stacks of all threads to the error log."""
+    """Write where the tasks stand, behind the stacks of the threads; see `segment`."""
 
 
 @dataclass(frozen=True, slots=True)

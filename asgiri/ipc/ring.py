@@ -7,6 +7,7 @@ Layout of a worker's segment (sealed memfd, one per worker incarnation, created 
     0        4096   scoreboard   worker   u64 cells: heartbeat, load (see `scoreboard`)
     4096     4096   assignments  master   u64 cells: what the master has sent it
     8192     size   ring         master   datagram records, wrapping at `size` (see `records`)
+    ...      65536  stacks       worker   text, when the master asks for it (see `segment`)
 
 Positions live in the two processes, never in shared memory. Two eventfds carry byte counts:
 `published` (master adds, worker reads) and `consumed` (worker adds, master reads).

@@ -116,16 +116,19 @@ class Cell(enum.IntEnum):
     MAIN_BEAT_COUNT = 66
     MAIN_LAG_EWMA_US = 67
     MAIN_LAG_MAX_US = 68
+    TELLS_STACKS = 69
+    """1 once the worker answers the signal that asks for its stacks."""
 
 
 _GAUGES: Final = frozenset(
     {
         *(Cell.REQUESTS_ACTIVE, Cell.TCP_OPEN, Cell.QUIC_OPEN, Cell.QUIC_HALF_OPEN),
-        *(Cell.WEBSOCKETS_OPEN, Cell.RSS_BYTES, Cell.HTTP2_OPEN),
+        *(Cell.WEBSOCKETS_OPEN, Cell.RSS_BYTES, Cell.HTTP2_OPEN, Cell.TELLS_STACKS),
+        *(Cell.MAIN_BEAT_NS, Cell.MAIN_BEAT_COUNT, Cell.MAIN_LAG_EWMA_US, Cell.MAIN_LAG_MAX_US),
     }
 )
 COUNTERS: Final = tuple(
-    cell for cell in range(Cell.REQUESTS_ACTIVE, Cell.LOG_LINES_DROPPED + 1) if cell not in _GAUGES
+    cell for cell in range(Cell.REQUESTS_ACTIVE, max(Cell) + 1) if cell not in _GAUGES
 )
 """Cells that only go up: a sum of them outlives their worker. So do the refusals."""
 

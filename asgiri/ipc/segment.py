@@ -10,6 +10,7 @@ import errno
 import fcntl
 import mmap
 import os
+import signal
 import tempfile
 from typing import Final, Self
 
@@ -18,9 +19,11 @@ from asgiri.ipc.board import MAX_ROWS, board_size
 from asgiri.ipc.counter import EventCounter
 from asgiri.ipc.scoreboard import PAGE_SIZE
 
-__all__ = ["RING_OFFSET", "BoardMemory", "Segment", "create_ring"]
+__all__ = ["RING_OFFSET", "STACKS_SIZE", "BoardMemory", "Segment", "create_ring", "stacks_signal"]
 
 RING_OFFSET: Final = 2 * PAGE_SIZE
+STACKS_SIZE: Final = 64 << 10
+"""Room for where a worker stands: 600 frames of its threads and tasks."""
 FILE_ROWS: Final = 256
 """Workers on a board that has to live in a file: all of its pages exist."""
 _MFD_NOEXEC_SEAL: Final = 0x0008  # Linux 6.3; not in `os` before Python 3.15
@@ -33,19 +36,24 @@ class Segment:
     """One mapping of one worker's shared memory. Owns the descriptor and the mapping.
 
     `scoreboard`, `assignments` and `ring` are views of the mapping; `ring` is empty without HTTP/3.
+
+    Stacks are written to the descriptor as to a file: that is all that a signal handler can do
+    while the interpreter stands in C. Both processes have the same file offset, by which the master
+    says where to begin and learns how much has come. What does not fit is refused by the seal.
     """
 
     def __init__(self, fd: int) -> None:
         """Map the whole of `fd`, and own it. Use `create` or `attach`."""
         self.fd = fd
         size = os.fstat(fd).st_size
-        if size < RING_OFFSET:
-            raise IpcError(f"segment of {size} bytes: at least {RING_OFFSET}")
+        if size < RING_OFFSET + STACKS_SIZE:
+            raise IpcError(f"segment of {size} bytes: at least {RING_OFFSET + STACKS_SIZE}")
         self._map = mmap.mmap(fd, size)
+        self._stacks_offset = size - STACKS_SIZE
         whole = memoryview(self._map)
         self.scoreboard: Final = whole[:PAGE_SIZE]
         self.assignments: Final = whole[PAGE_SIZE:RING_OFFSET]
-        self.ring: Final = whole[RING_OFFSET:]
+        self.ring: Final = whole[RING_OFFSET : self._stacks_offset]
         whole.release()
 
     @classmethod
@@ -57,13 +65,13 @@ class Segment:
         caller goes on with `create(0)` and the stream channel.
         """
         try:
-            fd = _create_memfd(RING_OFFSET + ring_size)
+            fd = _create_memfd(RING_OFFSET + ring_size + STACKS_SIZE)
         except OSError as error:
             if error.errno in _EXHAUSTED:
                 raise
             if ring_size:
                 raise RingUnavailableError(f"memfd_create: {error.strerror}") from error
-            fd = _create_file(RING_OFFSET)
+            fd = _create_file(RING_OFFSET + STACKS_SIZE)
         return cls.attach(fd)
 
     @classmethod
@@ -74,6 +82,21 @@ class Segment:
         except BaseException:
             os.close(fd)
             raise
+
+    # Stacks: the master's side
+
+    def clear_stacks(self) -> None:
+        """Let the next ones begin anew; called by the master, before it asks for them."""
+        os.lseek(self.fd, self._stacks_offset, os.SEEK_SET)
+
+    def count_stacks(self) -> int:
+        """Return how many bytes have come."""
+        return os.lseek(self.fd, 0, os.SEEK_CUR) - self._stacks_offset
+
+    def read_stacks(self) -> bytes:
+        """Return what has come."""
+        count = min(max(self.count_stacks(), 0), STACKS_SIZE)
+        return os.pread(self.fd, count, self._stacks_offset)
 
     def detach(self) -> None:
         """Unmap the memory; a second call does nothing."""
@@ -145,6 +168,16 @@ class BoardMemory:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def stacks_signal() -> int | None:
+    """Return the signal by which the master asks a worker for its stacks; None where there is none.
+
+    One that nobody uses by chance: a real-time signal, or what terminals of BSD ask with (^T).
+    """
+    if hasattr(signal, "SIGRTMIN"):
+        return int(signal.SIGRTMIN) + 7
+    return getattr(signal, "SIGINFO", None)
 
 
 def create_ring(ring_size: int) -> tuple[Segment, EventCounter, EventCounter]:

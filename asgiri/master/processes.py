@@ -29,11 +29,11 @@ from asgiri.config import RingConfig
 from asgiri.errors import ChannelClosedError, FdsLostError, RingUnavailableError, StartError
 from asgiri.ipc.channel import ConnectionChannel, ControlChannel
 from asgiri.ipc.counter import EventCounter
-from asgiri.ipc.messages import Hello, ListenerInfo, Message, decode_untrusted, encode
+from asgiri.ipc.messages import DumpStacks, Hello, ListenerInfo, Message, decode_untrusted, encode
 from asgiri.ipc.records import RecordWriter
 from asgiri.ipc.ring import RingWriter
 from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard
-from asgiri.ipc.segment import Segment, create_ring
+from asgiri.ipc.segment import Segment, create_ring, stacks_signal
 from asgiri.ipc.stream import StreamWriter, record_stream_pair
 from asgiri.master.notify import VARIABLES as SERVICE_VARIABLES
 
@@ -53,6 +53,7 @@ MOLD_MODULE: Final = "asgiri.worker.mold"
 # handlers yet. It inherits this mask and lifts it once it has them.
 _HELD_BACK: Final = frozenset(
     {
+        *([number] if (number := stacks_signal()) is not None else []),
         signal.SIGINT,
         signal.SIGQUIT,
         signal.SIGHUP,
@@ -370,9 +371,19 @@ class WorkerHandle:
             else:
                 yield message
 
+    # Where it stands
+
+    def ask_for_stacks(self) -> None:
+        """Have it write them: its threads at once, its tasks when its loop turns."""
+        self.segment.clear_stacks()
+        number = stacks_signal()
+        if number is not None and self.scoreboard.get(Cell.TELLS_STACKS):
+            self.signal(number)
+        self.send(DumpStacks())
+
     # The process
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: int) -> None:
         """Send a signal; nothing happens when the process is gone. Never to a number used again."""
         try:
             if self.pidfd >= 0:
@@ -382,7 +393,7 @@ class WorkerHandle:
         except ProcessLookupError:
             pass  # not reaped yet
         except PermissionError:
-            logger.error("%s: may not be sent %s: it runs as another user", self, number.name)
+            logger.error("%s: may not be sent signal %d: it runs as another user", self, number)
 
     def reap(self) -> int | None:
         """Collect the exit status (negative: a signal), None while the process runs."""

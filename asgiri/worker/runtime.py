@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import faulthandler
 import functools
 import gc
 import itertools
@@ -43,7 +42,7 @@ from asgiri.ipc.messages import (
 )
 from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard, WorkerState
 from asgiri.ipc.tokens import QuicSecrets
-from asgiri.worker import boot, process
+from asgiri.worker import boot, process, stacks
 from asgiri.worker.asgi import hop
 from asgiri.worker.asgi.app_thread import AppThread, cancel_all
 from asgiri.worker.asgi.application import Application
@@ -119,6 +118,7 @@ def run(control_fd: int, loaded: LoadedApplication | None = None) -> int:
         return ExitCode.OK
     scoreboard = Scoreboard(resources.segment.scoreboard)
     scoreboard.claim(hello.worker_id, os.getpid())
+    stacks.offer(resources.segment.fd, scoreboard)
     status = ExitCode.OK
     try:
         _boot_and_serve(control, hello, resources, scoreboard, termination, loaded)
@@ -409,7 +409,7 @@ class Worker:
             case ReopenLogs():
                 logs.reopen()
             case DumpStacks():
-                faulthandler.dump_traceback(all_threads=True)
+                stacks.write_tasks(self._resources.segment.fd)
             case SetLogLevel(level):
                 logging.getLogger("asgiri").setLevel(level.upper())
             case ReloadCertificates(config):

@@ -158,9 +158,10 @@ def test_every_cell_is_a_counter_or_known_not_to_be_one():
         *("MAGIC", "WORKER_ID", "PID", "STATE", "BEAT_NS", "BEAT_COUNT"),
         *("LAG_EWMA_US", "LAG_MAX_US", "REQUESTS_ACTIVE", "TCP_OPEN", "QUIC_OPEN"),
         *("QUIC_HALF_OPEN", "WEBSOCKETS_OPEN", "RSS_BYTES", "HTTP2_OPEN"),
+        *("MAIN_BEAT_NS", "MAIN_BEAT_COUNT", "MAIN_LAG_EWMA_US", "MAIN_LAG_MAX_US"),
+        "TELLS_STACKS",
     }
     assert max(Cell) < 128
-    assert max(COUNTERS) >= max(Cell)
 
 
 def test_cells_of_a_row_have_room():

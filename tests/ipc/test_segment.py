@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
 from asgiri.errors import IpcError, RingUnavailableError
 from asgiri.ipc.scoreboard import PAGE_SIZE, Cell, Scoreboard
-from asgiri.ipc.segment import RING_OFFSET, Segment, create_ring
+from asgiri.ipc.segment import RING_OFFSET, STACKS_SIZE, Segment, create_ring
 from tests.support.memory import no_fd_leaks, open_fds
 
 RING_SIZE = 1 << 17
@@ -55,7 +57,8 @@ def test_two_mappings_show_the_same_memory():
 @linux
 def test_nobody_can_change_the_size():
     segment = Segment.create(RING_SIZE)
-    for size in (0, RING_OFFSET, RING_OFFSET + RING_SIZE + 1):
+    whole = RING_OFFSET + RING_SIZE + STACKS_SIZE
+    for size in (0, RING_OFFSET, whole - 1, whole + 1):
         with pytest.raises(PermissionError):
             os.ftruncate(segment.fd, size)
     segment.close()
@@ -64,7 +67,7 @@ def test_nobody_can_change_the_size():
 def test_without_http3_there_is_no_ring():
     segment = Segment.create(0)
     assert len(segment.ring) == 0
-    assert os.fstat(segment.fd).st_size == RING_OFFSET
+    assert os.fstat(segment.fd).st_size == RING_OFFSET + STACKS_SIZE
     segment.close()
 
 
@@ -90,8 +93,8 @@ def test_a_page_in_use_outlives_its_segment():
 
 def test_what_is_too_small_is_no_segment_and_is_closed():
     with tempfile.TemporaryFile() as file, no_fd_leaks():
-        file.truncate(RING_OFFSET - 1)
-        with pytest.raises(IpcError, match="segment of 8191 bytes"):
+        file.truncate(RING_OFFSET + STACKS_SIZE - 1)
+        with pytest.raises(IpcError, match="segment of 73727 bytes"):
             Segment.attach(os.dup(file.fileno()))
 
 
@@ -177,3 +180,39 @@ def test_a_ring_comes_with_its_counters():
         assert (published.take(), consumed.take()) == (1, 0)
         for owner in (segment, published, consumed):
             owner.close()
+
+
+STACKS = """
+import faulthandler, os, sys
+from asgiri.ipc.segment import Segment
+segment = Segment.attach(int(sys.argv[1]))
+for _ in range(int(sys.argv[2])):
+    faulthandler.dump_traceback(segment.fd)
+"""
+
+
+def ask_for_stacks(segment: Segment, times: int) -> str:
+    segment.clear_stacks()
+    command = [sys.executable, "-c", STACKS, str(segment.fd), str(times)]
+    subprocess.run(command, pass_fds=[segment.fd], check=True)
+    return segment.read_stacks().decode()
+
+
+def test_stacks_that_another_process_writes_are_read():
+    segment = Segment.create(0)
+    for _ in range(2):  # the second ones take the place of the first
+        text = ask_for_stacks(segment, 1)
+        assert text.startswith("Current thread 0x")
+        assert text.count("most recent call first") == 1
+        assert segment.count_stacks() == len(text)
+    segment.close()
+
+
+@linux
+def test_stacks_that_do_not_fit_leave_the_ring_alone():
+    segment = Segment.create(RING_SIZE)
+    text = ask_for_stacks(segment, 2000)
+    assert len(text) > STACKS_SIZE - 200
+    assert not any(segment.ring)
+    assert os.fstat(segment.fd).st_size == RING_OFFSET + RING_SIZE + STACKS_SIZE
+    segment.close()

@@ -171,8 +171,10 @@ async def test_orders_of_the_operator_are_obeyed(tmp_path):
     async with spawn_worker(APP + "logs_debug", log=options) as worker:
         await worker.wait(Ready)
         worker.control.send(SetLogLevel("debug"))
+        worker.segment.clear_stacks()
         worker.control.send(DumpStacks())
-        await worker.wait_until(lambda: "most recent call first" in worker.log)
+        await worker.wait_until(lambda: worker.segment.count_stacks() > 0)
+        assert b"in run\n" in worker.segment.read_stacks()  # the worker's own task
         await ask(worker, "/before")
         log.rename(tmp_path / "old")
         worker.control.send(ReopenLogs())
