@@ -1057,7 +1057,7 @@ class AdminConfig(Section):
     asked for. A worker of its own answers there, also while all others are blocked; it only tells,
     but it tells everybody who reaches it."""
 
-    control_socket: Annotated[str, Option("--control-socket", metavar="PATH", pending=True)] = ""
+    control_socket: Annotated[str, Option("--control-socket", metavar="PATH")] = ""
     """Unix socket for `asgiri ctl` and `asgiri top`, or `off`. By default one that they find by
     themselves, in the runtime directory of the service or of the user. Only its user and root may
     use it."""

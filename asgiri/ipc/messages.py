@@ -18,15 +18,13 @@ message with a field that is missing or of the wrong type. Fields that it does n
 a master that took over talks to workers of the code before it.
 """
 
-import dataclasses
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 import orjson
 
 from asgiri.errors import LocalProtocolError
+from asgiri.ipc.fields import MismatchError, convert
 
 __all__ = [
     "MAX_FRAME_SIZE",
@@ -263,8 +261,8 @@ def decode_untrusted(frame: bytes) -> Message | None:
     if message_type is None:
         return None
     try:
-        message: Message = _convert(message_type, orjson.loads(frame[1:]))
-    except (orjson.JSONDecodeError, _MismatchError):
+        message: Message = convert(message_type, orjson.loads(frame[1:]))
+    except (orjson.JSONDecodeError, MismatchError):
         return None
     return message
 
@@ -294,36 +292,3 @@ def _cut(text: str, size: int) -> str:
         return raw.decode()
     half = size // 2
     return raw[:half].decode(errors="ignore") + _CUT_MARK + raw[-half:].decode(errors="ignore")
-
-
-class _MismatchError(Exception):
-    """A value that is not of its field's type."""
-
-
-def _convert(hint: Any, value: Any) -> Any:
-    """Return `value`, from JSON, as the type that a field declares."""
-    origin = typing.get_origin(hint)
-    arguments = typing.get_args(hint)
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _convert_fields(hint, value)
-    if origin is types.UnionType or origin is typing.Union:
-        # All of ours are "something or None".
-        return None if value is None else _convert(arguments[0], value)
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(arguments[0], item) for item in value)
-    if origin is Literal and value in arguments:
-        return value
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is (origin or hint):
-        return value
-    raise _MismatchError
-
-
-def _convert_fields(message_type: Any, value: dict[str, Any]) -> Any:
-    hints = typing.get_type_hints(message_type)
-    known = {name: _convert(hints[name], item) for name, item in value.items() if name in hints}
-    for declared in dataclasses.fields(message_type):
-        if declared.default is dataclasses.MISSING and declared.name not in known:
-            raise _MismatchError
-    return message_type(**known)

@@ -28,7 +28,6 @@ from asgiri.config import (
     WorkerConfig,
     parse_bind,
 )
-from asgiri.ipc.messages import Message
 from asgiri.master import actions
 from asgiri.master.actions import Action
 from asgiri.master.binding import UnixAccess
@@ -81,7 +80,7 @@ def admin_config(config: Config) -> Config:
     )
 
 
-def open_admin_listeners(config: AdminConfig, access: UnixAccess) -> Listeners:
+def open_listeners(config: AdminConfig, access: UnixAccess) -> Listeners:
     """Open where it is asked; nothing when it only sends. Raises StartError."""
     listeners = Listeners(backlog=BACKLOG, unix_access=access, quic=False)
     if config.bind:
@@ -90,7 +89,7 @@ def open_admin_listeners(config: AdminConfig, access: UnixAccess) -> Listeners:
 
 
 class AdminWorker:
-    """Owns its fleet, and its listeners."""
+    """Owns its fleet."""
 
     def __init__(
         self,
@@ -140,10 +139,6 @@ class AdminWorker:
         """Let it go at once."""
         self.fleet.decide(self.supervisor.quit(time.monotonic()))
 
-    def tell(self, message: Message) -> None:
-        """Send it a message, if it is there."""
-        self.fleet.broadcast(message)
-
     def abandon(self) -> None:
         """Kill it, after an error of our own."""
         self.fleet.abandon()
@@ -181,12 +176,11 @@ class AdminWorker:
         return {
             "supervisor": self.supervisor.to_state(),
             "workers": [worker.to_state() for worker in self.fleet.workers.values()],
-            "listeners": self._listeners.to_state(),
         }
 
     def inherited_fds(self) -> list[int]:
         """Return the descriptors that `to_state` names."""
-        fds = [listener.fileno() for listener in self._listeners]
+        fds: list[int] = []
         for worker in self.fleet.workers.values():
             fds += worker.inherited_fds()
         return fds

@@ -79,6 +79,8 @@ class Fleet:
         """Those that new connections go to."""
         self.on_reaped: Callable[[WorkerHandle], None] = lambda _: None
         """Told of a worker that is about to be taken apart."""
+        self.log_level = ""
+        """What workers that start are to log from, when it is not what their order says."""
         self.on_switched: Callable[[], None] = lambda: None
         """Told that others are ready."""
         self._balance = BalanceSwitch(_balance_mode(config))
@@ -243,6 +245,8 @@ class Fleet:
         self._loop.watch_readable(worker.connections.fileno(), _Call(self._on_handed_back, worker))
         if worker.pidfd >= 0:
             self._loop.watch_readable(worker.pidfd, _Call(self.on_exit, worker))
+        if self.log_level:
+            self._tell(worker.worker_id, messages.SetLogLevel(self.log_level))
         if worker.unsent:
             self._loop.watch_writable(worker.control.fileno(), _Call(self._on_writable, worker))
 

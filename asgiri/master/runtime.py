@@ -42,7 +42,7 @@ from asgiri.master.kept import NAME as KEPT_NAME
 from asgiri.master.listeners import Listeners, inherited_sockets, open_listeners
 from asgiri.master.loop import EventLoop
 from asgiri.master.notify import ServiceManager
-from asgiri.master.oversight import Oversight, OversightSockets
+from asgiri.master.oversight import Oversight, OversightSockets, Server
 from asgiri.master.processes import MOLD_MODULE, WorkerHandle, WorkerOrder, interpreter
 from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
@@ -198,8 +198,20 @@ class Master:
             "reload_failure": "",
         }
         cleanup.callback(self._reporting.close)
-        self._oversight = Oversight(self._loop, config, self._reporting, sockets, self._loop.stop)
-        cleanup.callback(self._oversight.abandon)
+        self._oversight = Oversight(
+            Server(
+                loop=self._loop,
+                supervisor=self._supervisor,
+                fleet=self._fleet,
+                reporting=self._reporting,
+                reload=self._reload,
+                stop=lambda at_once: self._stop(at_once=at_once),
+                stopped=self._loop.stop,
+            ),
+            config,
+            sockets,
+        )
+        cleanup.callback(self._oversight.close)
         self._takeover = Takeover(
             self._loop,
             words,
@@ -245,7 +257,7 @@ class Master:
         )
         cleanup.callback(listeners.close)
         listeners.resume(state.listeners)
-        sockets = OversightSockets.resume(config, state.oversight)
+        sockets = OversightSockets.resume(state.oversight)
         cleanup.callback(sockets.close)
         if config.process.pid_file:
             pid_file = PidFile(Path(config.process.pid_file).absolute(), resumed=True)
@@ -380,8 +392,10 @@ class Master:
                     self._renew()
                     logger.info("reloaded: generation %d serves", generation)
                     self._reload_ended(self._status())
+                self._oversight.orders.reload_ended(generation, failure)
                 self._reporting.renew()
             case actions.StopListening():
+                self._oversight.orders.server_stops()
                 self._service.stopping(self._config.workers.graceful_timeout + DRAIN_GRACE)
                 if self._watcher is not None:
                     self._watcher.close()
@@ -436,11 +450,11 @@ class Master:
         now = time.monotonic()
         match number:
             case signal.SIGTERM | signal.SIGINT:
-                self._stop(now, self._supervisor.stop)
+                self._stop()
             case signal.SIGQUIT:
-                self._stop(now, self._supervisor.quit)
+                self._stop(at_once=True)
             case signal.SIGHUP:
-                self._reload(now)
+                self._reload()
             case signal.SIGTTIN:
                 self._scale(1, now)
             case signal.SIGTTOU:
@@ -454,10 +468,11 @@ class Master:
             case _:  # SIGCHLD
                 self._fleet.reap(*self._oversight.fleets)
 
-    def _stop(self, now: float, stop: Callable[[float], list[Action]]) -> None:
+    def _stop(self, *, at_once: bool = False) -> None:
         if self._supervisor.is_stopped:
             self._oversight.stop()  # asked again, while only that is left
-        self._fleet.decide(stop(now))
+        stop = self._supervisor.quit if at_once else self._supervisor.stop
+        self._fleet.decide(stop(time.monotonic()))
 
     def _scale(self, change: int, now: float) -> None:
         self._fleet.decide(self._supervisor.scale(change, now))
@@ -477,9 +492,10 @@ class Master:
     def _on_change(self) -> None:
         """Files have changed: --reload."""
         if not self._supervisor.is_ending:
-            self._reload(time.monotonic())
+            self._reload()
 
-    def _reload(self, now: float) -> None:
+    def _reload(self) -> str:
+        """Begin a new generation; return why not, or ""."""
         self._service.reloading(longest_reload(self._config.workers))
         try:
             fresh = self._reread()
@@ -489,12 +505,13 @@ class Master:
             logger.error("reload refused, everything stays as it is: %s", error)
             self._reporting.facts["reload_failure"] = f"refused: {error}"
             self._reload_ended(f"reload refused: {error}")
-            return
+            return f"reload refused: {error}"
         if waiting:
             logger.warning("changed, but takes a restart: %s", ", ".join(waiting))
         config = for_development(config)
         self._wanted = replace(fresh, config=config)
-        self._fleet.decide(self._supervisor.reload(config.workers, now))
+        self._fleet.decide(self._supervisor.reload(config.workers, time.monotonic()))
+        return ""
 
     def _reload_ended(self, status: str) -> None:
         # If another one is under way, or follows, the manager waits for that.
@@ -521,7 +538,6 @@ class Master:
             logs.reopen()
         except StartError as error:
             logger.error("log files stay as they are: %s", error)
-        self._fleet.broadcast(ReopenLogs())
         self._oversight.tell(ReopenLogs())
 
     def _renew_certificates(self, config: Config) -> None:

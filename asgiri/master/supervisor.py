@@ -162,6 +162,11 @@ class Supervisor:
         return self._generation
 
     @property
+    def next_generation(self) -> int:
+        """The newest generation that was asked for, begun or not."""
+        return self._last_generation + (self._remembered is not None)
+
+    @property
     def target(self) -> int:
         """How many workers should serve."""
         return self._target
