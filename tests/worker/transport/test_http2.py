@@ -414,7 +414,9 @@ async def test_answers_that_nobody_reads_are_bounded(tls):
             connection.h2.send_headers(2 * sent + 1, REQUEST, end_stream=True)
             sent += 1
         await connection.flush()
-        await asyncio.sleep(0.1)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not session._transport.is_reading()
         assert started == before  # they are not even read
         await connection.abort()
 
