@@ -480,7 +480,6 @@ class Worker:
         self._scoreboard.set(Cell.STATE, WorkerState.DRAINING)
         services.draining = True
         self._accepting.stop()
-        self._tcp.hand_back_unopened()
         for session in list(services.sessions):
             session.begin_drain()
         await self._wait_empty(services.now() + GOAWAY_INTERVAL)
@@ -496,6 +495,8 @@ class Worker:
     async def _wait_empty(self, until: float = float("inf")) -> bool:
         """Wait until nothing is open and nothing is under way; False when it took too long."""
         while True:
+            # Each time: those that were on their way to us come now.
+            self._tcp.hand_back_unopened()
             if self._is_empty and not self._settling and not self._read_connections():
                 return True
             # Looked at each time: the time left may become less on the way.

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -24,7 +25,7 @@ from asgiri.ipc.messages import (
     Shed,
 )
 from asgiri.ipc.messages import Warning as WarningMessage
-from asgiri.ipc.scoreboard import Cell, WorkerState
+from asgiri.ipc.scoreboard import AssignmentCell, Assignments, Cell, WorkerState
 from asgiri.worker.process import MASTER_PATIENCE
 from tests.support.certificates import certificates
 from tests.support.worker import make_config
@@ -261,6 +262,26 @@ async def test_connections_sent_before_the_drain_are_served_although_they_come_l
                 second.get("/")
                 assert (await second.read_response())[0] == 200
         assert await worker.wait_exit() == 0
+
+
+async def test_drain_gives_away_what_has_said_nothing_although_it_comes_late():
+    async with spawn_worker() as worker:
+        await worker.wait(Ready)
+        Assignments(worker.segment.assignments).set(AssignmentCell.HAND_BACK, 1)
+        async with await worker.connect() as running:
+            running.get("/sleep?milliseconds=300")
+            await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE))
+            worker.control.send(Drain(30))
+            await worker.wait_until(lambda: worker.count(Cell.STATE) == WorkerState.DRAINING)
+            (late,) = worker.hand_over(1)
+            assert (await running.read_response())[0] == 200
+        await worker.wait(Drained)
+        ((listener, fd, _),) = worker.connections.receive_aged()
+        assert listener == 0
+        with socket.socket(fileno=fd) as back:
+            late.send(b"next")
+            assert back.recv(10) == b"next"
+        late.close()
 
 
 async def test_drain_that_takes_too_long_cancels_what_runs():
