@@ -16,7 +16,7 @@ import click
 
 from asgiri import logs
 from asgiri.certificates import provide_certificates
-from asgiri.cli import config_command, ctl_command
+from asgiri.cli import config_command, ctl_command, top_command
 from asgiri.cli.arguments import PROGRAM
 from asgiri.cli.detach import Background, is_detached
 from asgiri.cli.reading import UsageProblems, label_of, settle
@@ -33,6 +33,7 @@ logger = logging.getLogger("asgiri.master")
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "config": config_command.run,
     "ctl": ctl_command.run,
+    "top": top_command.run,
 }
 """First word -> what it runs with the others. No application is called so: these have a colon."""
 
