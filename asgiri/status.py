@@ -150,6 +150,7 @@ def _worker(row: Row, beat_ns: int, processes: ProcessTable) -> dict[str, Any]:
         "silence": silence,
         "lag": get(Cell.LAG_EWMA_US) / 1e6,
         "lag_max": get(Cell.LAG_MAX_US) / 1e6,
+        "protocol_lag": get(Cell.MAIN_LAG_EWMA_US) / 1e6,
         "requests_active": get(Cell.REQUESTS_ACTIVE),
         "requests": {version: get(cell) for version, cell in VERSIONS.items()},
         "responses": {status: get(cell) for status, cell in RESPONSES.items()},

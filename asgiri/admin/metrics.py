@@ -473,6 +473,13 @@ FAMILIES: Final = (
         _PER_WORKER,
     ),
     Family(
+        "asgiri_worker_protocol_loop_lag_seconds",
+        "gauge",
+        "With --app-thread, how late the event loop of its protocols is.",
+        _by_worker("protocol_lag"),
+        _PER_WORKER,
+    ),
+    Family(
         "asgiri_worker_ring_bytes",
         "gauge",
         "Bytes of datagrams that wait for it.",

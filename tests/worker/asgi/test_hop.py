@@ -809,6 +809,25 @@ async def test_a_websocket_whose_peer_does_not_read_holds_the_application_back(c
     assert len(exchange.sent) == 1001
 
 
+async def test_a_websocket_that_was_disconnected_waits_for_a_verdict(caller, exchange):
+    raised = []
+
+    async def app(receive, send):
+        await send(ACCEPT)
+        assert (await receive())["type"] == "websocket.disconnect"
+        try:
+            await send(text("too late"))
+        except ClientDisconnected as error:
+            raised.append(error)
+
+    task = caller.start(app, exchange, kind="websocket")
+    await exchange.wait_until(lambda: exchange.sent and exchange.waiting)
+    exchange.gone = True
+    exchange.incoming.put_nowait({"type": "websocket.disconnect"})
+    await task
+    assert len(raised) == 1
+
+
 # Other calls
 
 
