@@ -8,8 +8,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from asgiri.admin.metrics import FAMILIES
-from asgiri.admin.prometheus import render
+from asgiri.admin.prometheus import metrics_markdown, render
 from asgiri.ipc.scoreboard import Cell, DropReason, Refusal, WorkerState
+from tests.support import readme
 from tests.support.board import Worker, status_of
 from tests.support.metrics import Metrics
 
@@ -88,3 +89,8 @@ def test_text_of_an_operator_cannot_break_the_format():
     metrics = Metrics(render(status).decode())
     (sample,) = metrics.samples("asgiri_info")
     assert sample.labels["name"] == status["name"]
+
+
+def test_the_metrics_in_the_readme_are_those_there_are():
+    _, table, _ = readme.split(readme.README.read_text(), "metrics")
+    assert table.strip() == metrics_markdown().strip(), "run: python -m tests.support.readme"
