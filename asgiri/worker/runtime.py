@@ -409,7 +409,8 @@ class Worker:
             case ReopenLogs():
                 logs.reopen()
             case DumpStacks():
-                stacks.write_tasks(self._resources.segment.fd)
+                other = None if self._thread is None else self._thread.loop
+                stacks.write_tasks(self._resources.segment.fd, other)
             case SetLogLevel(level):
                 logging.getLogger("asgiri").setLevel(level.upper())
             case ReloadCertificates(config):

@@ -35,11 +35,15 @@ def offer(fd: int, scoreboard: Scoreboard) -> None:
         scoreboard.set(Cell.TELLS_STACKS, 1)
 
 
-def write_tasks(fd: int) -> None:
-    """Write where the tasks of the running loop stand. Nothing happens when that does not fit."""
+def write_tasks(fd: int, other: asyncio.AbstractEventLoop | None = None) -> None:
+    """Write where the tasks of the running loop stand, and those of the application's own one.
+
+    Nothing happens when that does not fit.
+    """
     if stacks_signal() is None:  # no signal has done it
         faulthandler.dump_traceback(fd, all_threads=True)
-    text = "\n".join(describe_tasks(asyncio.all_tasks()))
+    tasks = asyncio.all_tasks() | (set() if other is None else asyncio.all_tasks(other))
+    text = "\n".join(describe_tasks(tasks))
     with contextlib.suppress(OSError):
         os.write(fd, f"\n{text}\n".encode(errors="backslashreplace"))
 
