@@ -187,15 +187,40 @@ def _parse_server_id(text: str) -> int:
 
 
 def _parse_loop(text: str) -> str:
-    # gunicorn and hypercorn choose by -k what kind of worker runs.
-    if "orker" in text or text in ("asgi", "trio", "sync", "gthread"):
-        raise ValueError("is no event loop; leave it out, every worker speaks ASGI on asyncio")
+    # gunicorn and hypercorn choose by -k what kind of worker runs. These run what runs here anyhow.
+    if text in ("asgi", "sync", "gthread") or text.endswith(("UvicornWorker", "UvicornH11Worker")):
+        return "auto"
+    if "orker" in text or text in ("trio", "gevent", "eventlet", "tornado"):
+        raise ValueError("is no event loop; leave it out, every worker runs on asyncio")
     return text
 
 
 def _parse_cert_reqs(text: str) -> str:
-    # ssl.CERT_NONE, CERT_OPTIONAL and CERT_REQUIRED, as uvicorn and gunicorn want them.
-    return {"0": "none", "1": "optional", "2": "required"}.get(text, text)
+    # ssl.CERT_NONE, CERT_OPTIONAL and CERT_REQUIRED: uvicorn and gunicorn want their numbers,
+    # hypercorn their names.
+    word = {"0": "none", "1": "optional", "2": "required"}.get(text, text)
+    return word.removeprefix("CERT_").lower()
+
+
+def _parse_tls_version(text: str) -> str:
+    return text.removeprefix("tls")  # granian
+
+
+def _parse_interface(text: str) -> str:
+    if text == "asginl":  # granian: without the lifespan
+        raise ValueError("is written --interface asgi3 --lifespan off")
+    return "asgi3" if text == "asgi" else text
+
+
+def _parse_http1_parser(text: str) -> str:
+    if text in ("1", "2"):  # granian's --http
+        raise ValueError(f"is written --no-http{3 - int(text)}")
+    return {"fast": "httptools", "python": "h11"}.get(text, text)  # gunicorn
+
+
+def _parse_level(text: str) -> str:
+    word = text.lower()
+    return "warning" if word == "warn" else word
 
 
 NETWORK_REMEDY: Final = "must be an address, a network such as 10.0.0.0/8, or *"
@@ -222,7 +247,9 @@ class AppConfig(Section):
     app_dir: Annotated[str, Option("--app-dir --pythonpath", metavar="PATH")] = ""
     """Folder to import the application from. The default is the current one, as everywhere."""
 
-    interface: Annotated[Literal["auto", "asgi3", "asgi2", "wsgi"], Option("--interface")] = "auto"
+    interface: Annotated[
+        Literal["auto", "asgi3", "asgi2", "wsgi"], Option("--interface", parse=_parse_interface)
+    ] = "auto"
     """Which interface the application speaks. Auto looks at its signature."""
 
     wsgi_threads: Annotated[int, Option("--wsgi-threads", minimum=1)] = 15
@@ -230,16 +257,20 @@ class AppConfig(Section):
     SQLAlchemy's pool has connections, which is what they mostly wait for; requests beyond wait for
     a thread."""
 
-    lifespan: Annotated[Literal["auto", "on", "off"], Option("--lifespan")] = "auto"
+    lifespan: Annotated[
+        Literal["auto", "on", "off"], Option("--lifespan", aliases="--asgi-lifespan")
+    ] = "auto"
     """Whether to tell the application when it starts and stops. Auto goes on without it when the
     application does not know it; with on, an error there keeps the server from starting."""
 
-    root_path: Annotated[str, Option("--root-path", metavar="PATH")] = ""
+    root_path: Annotated[
+        str, Option("--root-path", aliases="--url-path-prefix", metavar="PATH")
+    ] = ""
     """Path below which a proxy serves the application."""
 
     loop: Annotated[
         Literal["auto", "uvloop", "asyncio"],
-        Option("--loop -k", aliases="--worker-class", parse=_parse_loop),
+        Option("--loop -k", aliases="--worker-class --asgi-loop", parse=_parse_loop),
     ] = "auto"
     """Event loop of the workers. Auto takes uvloop where it is installed: it adopts a connection
     in half of asyncio's time."""
@@ -250,7 +281,11 @@ class AppConfig(Section):
             remedy = f"must be a module and an attribute, such as {Path(module).stem}:app"
             yield ConfigError("app.target", self.target, remedy)
         elif not module or not attribute:
-            remedy = f"must be module:attribute, such as {module or 'main'}:app"
+            usual = "application" if module.endswith(("asgi", "wsgi")) else "app"
+            remedy = f"must be module:attribute, such as {module or 'main'}:{usual}"
+            yield ConfigError("app.target", self.target, remedy)
+        elif attribute.endswith("()"):
+            remedy = f"is written --factory {self.target.removesuffix('()')}"
             yield ConfigError("app.target", self.target, remedy)
 
 
@@ -342,6 +377,7 @@ class ListenConfig(Section):
         Option(
             "--proxy-protocol-allow-ips",
             aliases="--proxy-allow-from",
+            keys="proxy_allow_ips",
             metavar="NETWORKS",
             split_argument=True,
         ),
@@ -399,12 +435,14 @@ class TlsConfig(Section):
     """Speak TLS with a certificate made on the spot, for development. HTTP/3 without a
     certificate does the same."""
 
-    ca_certs: Annotated[str, Option("--ca-certs", aliases="--ssl-ca-certs", metavar="PATH")] = ""
+    ca_certs: Annotated[
+        str, Option("--ca-certs", aliases="--ssl-ca-certs --ssl-ca", metavar="PATH")
+    ] = ""
     """Authorities that sign client certificates, in PEM form."""
 
     cert_reqs: Annotated[
         Literal["none", "optional", "required"],
-        Option("--cert-reqs", aliases="--ssl-cert-reqs", parse=_parse_cert_reqs),
+        Option("--cert-reqs", aliases="--ssl-cert-reqs --verify-mode", parse=_parse_cert_reqs),
     ] = "none"
     """Whether clients show a certificate."""
 
@@ -412,11 +450,17 @@ class TlsConfig(Section):
     """Ciphers of TLS 1.2, as OpenSSL writes them. The default is Python's: forward secrecy, no
     CBC."""
 
-    tls_min_version: Annotated[Literal["1.2", "1.3"], Option("--tls-min-version")] = "1.2"
+    tls_min_version: Annotated[
+        Literal["1.2", "1.3"],
+        Option("--tls-min-version", aliases="--ssl-protocol-min", parse=_parse_tls_version),
+    ] = "1.2"
     """Oldest TLS version that is spoken. RFC 8996 forbids what is older."""
 
     handshake_timeout: Annotated[
-        float, Option("--tls-handshake-timeout", unit=Unit.SECONDS, minimum=0.1)
+        float,
+        Option(
+            "--tls-handshake-timeout", keys="ssl_handshake_timeout", unit=Unit.SECONDS, minimum=0.1
+        ),
     ] = 10.0
     """How long a client may take for the TLS handshake. Long enough for a mobile network that has
     to wake up, short enough that silent connections do not pile up."""
@@ -455,10 +499,10 @@ class HttpConfig(Section):
     --forwarded-allow-ips only: through a proxy that does not know the upgrade, anybody could send
     requests past it."""
 
-    server_header: Annotated[bool, Option("--server-header")] = True
+    server_header: Annotated[bool, Option("--server-header", keys="include_server_header")] = True
     """Send the header `server: asgiri` unless the application sends its own."""
 
-    date_header: Annotated[bool, Option("--date-header")] = True
+    date_header: Annotated[bool, Option("--date-header", keys="include_date_header")] = True
     """Send the date header (RFC 9110 §6.6.1) unless the application sends its own."""
 
     redirect_https: Annotated[bool, Option("--redirect-https")] = False
@@ -508,7 +552,9 @@ class HttpConfig(Section):
     (RFC 7239). Never both: a proxy passes on the one that it does not know just as a client wrote
     it."""
 
-    limit_concurrency: Annotated[int, Option("--limit-concurrency", minimum=0)] = 0
+    limit_concurrency: Annotated[
+        int, Option("--limit-concurrency", aliases="--backpressure", minimum=0)
+    ] = 0
     """Requests that a worker handles at once; 0 for no limit. Idle connections and WebSockets do
     not count. With a limit, requests are balanced unless --balance says otherwise."""
 
@@ -558,7 +604,8 @@ class Http1Config(Section):
     TITLE: ClassVar[str] = "HTTP/1.1"
 
     parser: Annotated[
-        Literal["auto", "httptools", "h11"], Option("--http1-parser", aliases="--http")
+        Literal["auto", "httptools", "h11"],
+        Option("--http1-parser", aliases="--http --http-parser", parse=_parse_http1_parser),
     ] = "auto"
     """Which parser reads requests. Auto is httptools (llhttp, in C); h11 is pure Python and reads
     the same language."""
@@ -579,6 +626,7 @@ class Http1Config(Section):
         Option(
             "--h1-max-head-size",
             aliases="--h11-max-incomplete-event-size",
+            keys="h11_max_incomplete_size",
             unit=Unit.BYTES,
             minimum=256,
         ),
@@ -599,7 +647,13 @@ class Http1Config(Section):
 
     keep_alive: Annotated[
         float,
-        Option("--keep-alive", aliases="--timeout-keep-alive", unit=Unit.SECONDS, minimum=0),
+        Option(
+            "--keep-alive",
+            aliases="--timeout-keep-alive",
+            keys="keepalive keep_alive_timeout",
+            unit=Unit.SECONDS,
+            minimum=0,
+        ),
     ] = 5.0
     """How long a connection stays open without a request. Enough for a page and what it loads; a
     proxy in front should have a shorter one than this."""
@@ -620,26 +674,50 @@ class Http2Config(Section):
     """Which library speaks HTTP/2."""
 
     max_concurrent_streams: Annotated[
-        int, Option("--h2-max-concurrent-streams", minimum=1, maximum=2**31 - 1)
+        int,
+        Option(
+            "--h2-max-concurrent-streams",
+            aliases="--http2-max-concurrent-streams",
+            minimum=1,
+            maximum=2**31 - 1,
+        ),
     ] = 100
     """Requests that a client may have open on a connection. RFC 9113 §6.5.2 recommends no fewer,
     and more of them would wait in the application anyhow."""
 
     max_header_list_size: Annotated[
-        int, Option("--h2-max-header-list-size", unit=Unit.BYTES, minimum=256)
+        int,
+        Option(
+            "--h2-max-header-list-size",
+            aliases="--http2-max-header-list-size --http2-max-headers-size",
+            unit=Unit.BYTES,
+            minimum=256,
+        ),
     ] = 65536
     """Largest header list, counted as RFC 9113 §6.5.2 counts: 32 bytes more for each field."""
 
     stream_window: Annotated[
         int,
-        Option("--h2-stream-window", unit=Unit.BYTES, minimum=16384, maximum=2**31 - 1),
+        Option(
+            "--h2-stream-window",
+            aliases="--http2-initial-window-size --http2-initial-stream-window-size",
+            unit=Unit.BYTES,
+            minimum=16384,
+            maximum=2**31 - 1,
+        ),
     ] = 1 << 20
     """Bytes of a request body that may wait for the application. 1 MiB lets one upload run at 80
     Mbit/s over a round trip of 100 ms."""
 
     connection_window: Annotated[
         int,
-        Option("--h2-connection-window", unit=Unit.BYTES, minimum=65535, maximum=2**31 - 1),
+        Option(
+            "--h2-connection-window",
+            aliases="--http2-initial-connection-window-size",
+            unit=Unit.BYTES,
+            minimum=65535,
+            maximum=2**31 - 1,
+        ),
     ] = 4 << 20
     """The same for all streams of a connection. Bounds what a client can make us hold."""
 
@@ -825,7 +903,9 @@ class WorkerConfig(Section):
     """Number of worker processes; auto makes it one for each processor that may be used. Auto
     honours CPU affinity and control-group quotas, so it is right in a container."""
 
-    boot_timeout: Annotated[float, Option("--boot-timeout", unit=Unit.SECONDS, minimum=0.1)] = 60.0
+    boot_timeout: Annotated[
+        float, Option("--boot-timeout", keys="startup_timeout", unit=Unit.SECONDS, minimum=0.1)
+    ] = 60.0
     """How long a worker may take to import the application and finish its startup. Models take
     long to load; a worker that hangs should not hang a deployment."""
 
@@ -906,7 +986,7 @@ class WorkerConfig(Section):
     clients still hear of the server (QUIC acknowledgements, pings, 504 in time). Costs about 25 us
     of processor time per request, and Python code gives way to the protocols each millisecond."""
 
-    preload: Annotated[bool, Option("--preload")] = False
+    preload: Annotated[bool, Option("--preload", keys="preload_app")] = False
     """Import the application once per generation and fork the workers from it; on Linux only.
     Saves memory and processor time; the application must bear being forked, so it starts threads
     and opens connections in its lifespan, not while it is imported."""
@@ -923,7 +1003,7 @@ class ReloadConfig(Section):
     SECTION: ClassVar[str] = "reload"
     TITLE: ClassVar[str] = "Development"
 
-    enabled: Annotated[bool, Option("--reload")] = False
+    enabled: Annotated[bool, Option("--reload", keys="use_reloader")] = False
     """Reload when files change; needs `asgiri[reload]`. Broken code is waited for, at the start,
     too. A worker that ends waits 2 s at most for what is open, and one that stands still is left
     alone: somebody may be looking at it with a debugger."""
@@ -977,7 +1057,8 @@ class LogConfig(Section):
     TITLE: ClassVar[str] = "Logging"
 
     level: Annotated[
-        Literal["critical", "error", "warning", "info", "debug"], Option("--log-level")
+        Literal["critical", "error", "warning", "info", "debug"],
+        Option("--log-level", keys="loglevel", parse=_parse_level),
     ] = "info"
     """Least severe message that is written. What peers do wrong is written at debug: it would be
     theirs to fill the disk."""
@@ -989,14 +1070,19 @@ class LogConfig(Section):
     """Whether levels are coloured. Auto does so on a terminal, unless NO_COLOR is set."""
 
     error_log_file: Annotated[
-        str, Option("--error-logfile", aliases="--error-log --log-file", metavar="PATH")
+        str,
+        Option(
+            "--error-logfile", aliases="--error-log --log-file", keys="errorlog", metavar="PATH"
+        ),
     ] = ""
     """File for what the server says; empty or `-` for standard error. Reopened on SIGUSR1."""
 
     access_log: Annotated[bool, Option("--access-log")] = True
     """Write a line for each request."""
 
-    access_log_file: Annotated[str, Option("--access-logfile", metavar="PATH")] = ""
+    access_log_file: Annotated[
+        str, Option("--access-logfile", keys="accesslog", metavar="PATH")
+    ] = ""
     """File for the access log; empty or `-` for standard output. Reopened on SIGUSR1."""
 
     access_log_format: Annotated[
@@ -1018,10 +1104,12 @@ class ProcessConfig(Section):
     SECTION: ClassVar[str] = "process"
     TITLE: ClassVar[str] = "Processes"
 
-    pid_file: Annotated[str, Option("--pid -p", aliases="--pidfile", metavar="PATH")] = ""
+    pid_file: Annotated[
+        str, Option("--pid -p", aliases="--pidfile --pid-file", keys="pid_path", metavar="PATH")
+    ] = ""
     """File to write the master's process ID to."""
 
-    name: Annotated[str, Option("--name -n", aliases="--process-name")] = ""
+    name: Annotated[str, Option("--name -n", aliases="--process-name", keys="proc_name")] = ""
     """Name in the process list instead of the application's."""
 
     user: Annotated[str, Option("--user -u")] = ""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from asgiri.cli.peers import KEYS_ELSEWHERE
+from asgiri.cli.peers import answer
 from asgiri.cli.reading import Given, Rank, Reading, UsageProblems, offered_options
 from asgiri.options import DeclaredOption, nearest
 
@@ -167,8 +167,8 @@ def _spell(value: Any) -> str:
 
 def _unknown(entry: Entry, options: Iterable[str]) -> str:
     key = entry.key.replace("-", "_")
-    if key in KEYS_ELSEWHERE:
-        return KEYS_ELSEWHERE[key]
+    if elsewhere := answer(key):
+        return elsewhere
     if isinstance(entry.value, dict):
         return "is a table; options stand by their own name, such as ring_size"
     if key == "config":
