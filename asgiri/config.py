@@ -1092,9 +1092,17 @@ class LogConfig(Section):
     shipper adds anyhow, and names the worker."""
 
     config: Annotated[
-        str, Option("--log-config", aliases="--logger-config", metavar="PATH", pending=True)
+        str,
+        Option(
+            "--log-config",
+            aliases="--log-config-json",
+            keys="logconfig logconfig_json",
+            metavar="PATH",
+        ),
     ] = ""
-    """File with a configuration for Python's logging."""
+    """File with a configuration for Python's logging, as JSON, TOML, YAML, Python or ini. It alone
+    then says what is written, where and how; of the options above, only --log-level and
+    --access-log count beside it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1127,6 +1135,12 @@ class ProcessConfig(Section):
     chdir: Annotated[str, Option("--chdir", aliases="--working-dir", metavar="PATH")] = ""
     """Folder to change to before anything but --config and --env-file is looked for. If it is a
     link, each reload follows it anew."""
+
+    hooks: Annotated[tuple[str, ...], Option()] = ()
+    """Hooks that --config defines. Follows from the file, so it is nothing to be given."""
+
+    hooks_file: Annotated[str, Option()] = ""
+    """File that defines them, or python: and the name of a module."""
 
     daemon: Annotated[bool, Option("--daemon -D")] = False
     """Go to the background once the server is ready. Service managers and containers want it off:

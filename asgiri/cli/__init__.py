@@ -19,12 +19,13 @@ from asgiri.certificates import provide_certificates
 from asgiri.cli import config_command, ctl_command, top_command
 from asgiri.cli.arguments import PROGRAM
 from asgiri.cli.detach import Background, is_detached
-from asgiri.cli.reading import UsageProblems, label_of, settle
+from asgiri.cli.python_file import reading_command
+from asgiri.cli.reading import Reading, UsageProblems, label_of, settle
 from asgiri.cli.sources import read_sources
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
 from asgiri.master import runtime, takeover
 from asgiri.master.renewal import check_encryption
-from asgiri.master.settings import Settings
+from asgiri.master.settings import Reread, Settings
 
 __all__ = ["main"]
 
@@ -65,46 +66,48 @@ def _check_upgrade(words: Sequence[str], state_fd: int) -> int:
         state = takeover.read_state(state_fd)
     except TakeoverError as error:
         return _fail([str(error)], ExitCode.RUNTIME)
-    settings = _read_settings(words, os.getcwd())
-    if isinstance(settings, Settings):
+    reading = read_sources(words, os.environ)
+    if isinstance(reading, Reading):
+        settings = _settings(reading, os.getcwd())
         check_encryption(settings.config, http3=state.secrets is not None, tls=state.tls)
     return ExitCode.OK
 
 
 def _serve(words: Sequence[str], state_fd: int) -> int:
     started_in = os.getcwd()
-    settings = _read_settings(words, started_in)
-    if isinstance(settings, int):
-        return settings
+    reading = read_sources(words, os.environ, started_in)
+    if isinstance(reading, int):
+        return reading
+    settings = _settings(reading, started_in)
 
-    def reread() -> Settings:
+    def reread(output: bytes) -> Settings:
         """Read everything anew for a reload: files may have changed, and `auto` may mean more."""
         try:
-            fresh = _read_settings(words, started_in)
+            fresh = read_sources(words, os.environ, started_in, output)
+            assert isinstance(fresh, Reading)
+            return _settings(fresh, started_in)
         except UsageProblems as problems:
             raise StartError("; ".join(problems.lines)) from None
-        assert isinstance(fresh, Settings)
-        return fresh
 
+    command = reading_command(reading.program) if reading.program else ()
     if settings.folder:
         os.chdir(settings.folder)
     log, started = settings.config.log, None
     logs.configure(log, "master")
     if settings.config.process.daemon and state_fd < 0 and not is_detached():
-        if not log.error_log_file:
+        if not log.error_log_file and not log.config:
             logger.warning("--daemon: the log ends with the start; give --error-logfile")
         background = Background.enter(log)
         if isinstance(background, int):
             return background
         started = background.started
-    return runtime.run(settings, reread, words, state_fd=state_fd, started=started)
+    return runtime.run(
+        settings, Reread(reread, command, started_in), words, state_fd=state_fd, started=started
+    )
 
 
-def _read_settings(words: Sequence[str], started_in: str) -> Settings | int:
-    """Read what the server runs with. Raises UsageProblems and StartError."""
-    reading = read_sources(words, os.environ, started_in)
-    if isinstance(reading, int):
-        return reading
+def _settings(reading: Reading, started_in: str) -> Settings:
+    """Make of what was read what the server runs with. Raises UsageProblems and StartError."""
     config = settle(reading)
     if not config.process.chdir:
         return Settings(provide_certificates(config), environment=reading.environment)

@@ -44,8 +44,8 @@ def show(config: Config, reading: Reading) -> Iterator[str]:
     """Yield the lines of a configuration file that says it all, and where each value is from."""
     title = ""
     for declared in offered_options():
-        if declared.owner in (SourceOptions, ListenShorthand):
-            continue  # the file itself, and what has become a --bind
+        if declared.owner in (SourceOptions, ListenShorthand) or not declared.keys:
+            continue  # the file itself, what has become a --bind, what follows from another one
         value = getattr(getattr(config, declared.section), declared.field)
         given = reading.given.get(declared.name)
         if title != declared.owner.TITLE:

@@ -4,12 +4,15 @@ A key is an option's name without dashes, or what another server calls it. Every
 file, the line and the key.
 """
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+import click
 
 from asgiri.cli.peers import answer
 from asgiri.cli.reading import Given, Rank, Reading, UsageProblems, offered_options
@@ -20,6 +23,8 @@ __all__ = ["ConfigFile", "Entry", "find_file", "read_entries", "read_toml"]
 OWN_NAME: Final = "asgiri.toml"
 PROJECT_NAME: Final = "pyproject.toml"
 PROJECT_TABLE: Final = ("tool", "asgiri")
+LIKELY: Final = 0.85
+"""How much a name in Python must be like an option's to be taken for a slip of the fingers."""
 POSITION: Final = re.compile(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", re.DOTALL)
 """How tomllib ends its messages."""
 
@@ -34,12 +39,18 @@ class Entry:
     """0 when it cannot be told."""
 
 
+FUNCTION: Final = object()
+"""Value of a name that a file in Python gives to a function: no option, perhaps a hook."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
     """What a file says. `name` is its path as its user knows it."""
 
     name: str
     entries: Sequence[Entry]
+    strict: bool = True
+    """Whether every key must be an option. Python has other names in it, too."""
 
 
 def find_file(folder: Path) -> str:
@@ -131,8 +142,12 @@ def read_entries(file: ConfigFile, reading: Reading) -> None:
     for entry in file.entries:
         declared = options.get(entry.key.replace("-", "_"))
         where = f"{file.name}:{entry.line}" if entry.line else file.name
-        if declared is None:
+        if declared is None and not file.strict:
+            _judge_name(entry, where, options, reading)
+        elif declared is None:
             reading.problems.append(f"{where}: {entry.key}: {_unknown(entry, options)}")
+        elif entry.value is FUNCTION:
+            pass  # `def name()` is nobody's way to set an option
         elif declared.name in seen:
             first = seen[declared.name]
             reading.problems.append(
@@ -163,6 +178,17 @@ def _spell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) if value else "[]"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _judge_name(entry: Entry, where: str, options: Iterable[str], reading: Reading) -> None:
+    """Refuse what other servers obey and we do not; say what looks like a mistake."""
+    if elsewhere := answer(entry.key):
+        reading.problems.append(f"{where}: {entry.key}: {elsewhere}")
+    elif entry.value is not FUNCTION:
+        close = difflib.get_close_matches(entry.key, options, n=1, cutoff=LIKELY)
+        if close:
+            hint = f"no such option, ignored; did you mean {close[0]}?"
+            click.echo(f"asgiri: {where}: {entry.key}: {hint}", err=True)
 
 
 def _unknown(entry: Entry, options: Iterable[str]) -> str:

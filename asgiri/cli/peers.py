@@ -12,7 +12,7 @@ LATER: Final = "comes with a later version; leave it out"
 NOT_NEEDED: Final = "is not needed here; leave it out"
 TLS_VERSIONS: Final = "is not needed: TLS 1.2 and 1.3 are spoken, see --tls-min-version"
 SMUGGLING: Final = "is not offered: requests are smuggled that way (RFC 9112 §11.2); leave it out"
-SYSLOG: Final = LATER
+SYSLOG: Final = "is written in the file of --log-config, as a logging.handlers.SysLogHandler"
 DIRTY: Final = "is not offered: give long work to a process pool or a task queue"
 PASTE: Final = "is not offered: name a function that makes the application, with --factory"
 STATIC: Final = "is not offered: serve files by the application (http.response.pathsend) or a proxy"
@@ -47,8 +47,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--initgroups": "is not needed: --user brings its groups along; leave it out",
     "--disable-redirect-access-to-syslog": NOT_NEEDED,
     "--capture-output": NOT_NEEDED,
-    "--logger-class": LATER,
-    "--log-config-json": LATER,
+    "--logger-class": "is written in the file of --log-config",
     "--log-syslog": SYSLOG,
     "--log-syslog-to": SYSLOG,
     "--log-syslog-prefix": SYSLOG,
@@ -127,6 +126,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--metrics-scrape-interval": METRICS,
     "--metrics-address": METRICS,
     "--metrics-port": METRICS,
+    "--no-reload": NOT_NEEDED,
     "--reload-paths": "is written --reload-dir",
     "--reload-ignore-dirs": "is written --reload-exclude",
     "--reload-ignore-patterns": "is written --reload-exclude, with patterns such as *.tmp",
@@ -137,9 +137,11 @@ ELSEWHERE: Final[Mapping[str, str]] = {
 }
 """Option -> what to do instead."""
 
+LIFESPAN: Final = "is not offered: what a worker prepares belongs into the lifespan's startup"
+REQUESTS: Final = "is not offered: wrap the application (ASGI middleware)"
 
 KEYS_ELSEWHERE: Final[Mapping[str, str]] = {
-    # gunicorn
+    # gunicorn, and what its hooks are here
     "limit_request_field_size": "is written h1_max_head_size, for all fields together",
     "reload_extra_files": "is written reload_include",
     "sendfile": NOT_NEEDED,
@@ -154,7 +156,23 @@ KEYS_ELSEWHERE: Final[Mapping[str, str]] = {
     "raw_paste_global_conf": PASTE,
     "uwsgi_allow_ips": PROTOCOL,
     "control_socket_disable": CONTROL,
+    "on_starting": "is written when_ready, or runs while the file does",
+    "pre_fork": "is not offered: workers are not forked from the master",
+    "post_fork": "is written worker_ready, or belongs into the lifespan's startup",
+    "post_worker_init": "is written worker_ready",
+    "worker_int": LIFESPAN,
+    "worker_abort": "is written worker_exit, with worker.status",
+    "pre_exec": "is not offered: SIGUSR2 exchanges the program in place",
+    "pre_request": REQUESTS,
+    "post_request": REQUESTS,
+    "child_exit": "is written worker_exit",
+    "nworkers_changed": "is written worker_ready and worker_exit",
+    "on_exit": "is not offered: what the server leaves is cleaned up by whoever supervises it",
     "dirty_apps": DIRTY,
+    "dirty_post_fork": DIRTY,
+    "dirty_worker_init": DIRTY,
+    "dirty_worker_exit": DIRTY,
+    "on_dirty_starting": DIRTY,
     "ssl_context": "is not offered: see certfile, ca_certs, ciphers and tls_min_version",
     # hypercorn
     "alpn_protocols": "is written http1 = false or http2 = false",

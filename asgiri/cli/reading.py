@@ -59,6 +59,12 @@ class Reading:
     problems: list[str] = field(default_factory=list)
     file: str = ""
     """The configuration file that was read, as its user knows it; "" when there is none."""
+    file_failed: bool = False
+    """Whether it could not be read: then nobody knows what is missing."""
+    program: str = ""
+    """The file as it is run, when it is written in Python."""
+    hooks: list[str] = field(default_factory=list)
+    """Those that the file, which is Python then, defines."""
     environment: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables of --env-file that the environment does not have."""
 
@@ -112,9 +118,12 @@ def offered_options() -> Iterator[DeclaredOption]:
 def settle(reading: Reading, *, app_needed: bool = True) -> Config:
     """Make one Config of everything that was read. Raises UsageProblems."""
     values = _fold_shorthands(reading)
+    if reading.hooks:
+        hooks = {"hooks": tuple(reading.hooks), "hooks_file": reading.program}
+        values.setdefault("process", {}).update(hooks)
     app = values.setdefault("app", {})
     if "target" not in app:
-        if app_needed:
+        if app_needed and not reading.file_failed:
             reading.problems.append(MISSING_APP)
         app["target"] = UNKNOWN_APP
     if reading.problems:

@@ -7,9 +7,12 @@ from pathlib import Path
 from asgiri.cli.arguments import parse_arguments, read_arguments
 from asgiri.cli.env_file import EnvFileError, parse_env_file
 from asgiri.cli.environment import read_environment
-from asgiri.cli.files import find_file, read_entries, read_toml
+from asgiri.cli.files import ConfigFile, find_file, read_entries, read_toml
+from asgiri.cli.python_file import is_python, parse_values, path_of, reading_command
 from asgiri.cli.reading import Reading, UsageProblems, settle
 from asgiri.config import Config
+from asgiri.hooks import MODULE_PREFIX
+from asgiri.master.errand import run_errand
 
 __all__ = ["read_config", "read_sources"]
 
@@ -24,11 +27,15 @@ def read_config(arguments: Sequence[str], environ: Mapping[str, str]) -> Config 
 
 
 def read_sources(
-    arguments: Sequence[str], environ: Mapping[str, str], folder: str = ""
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    folder: str = "",
+    output: bytes | None = None,
 ) -> Reading | int:
     """Read what every place says; an exit code as in `read_config`. Raises UsageProblems.
 
-    `folder` is where the command was given, "" for the current one.
+    `folder` is where the command was given, "" for the current one. `output` is what running a
+    configuration file in Python has brought, if that was done already.
     """
     reading = Reading()
     context = parse_arguments(arguments, reading)
@@ -37,7 +44,7 @@ def read_sources(
     if context is not None:
         read_arguments(context, reading)
     read_environment(environ, reading)
-    _read_file(folder, reading)
+    _read_file(folder, output, reading)
     places = _read_env_files(environ, folder, reading)
     read_environment(reading.environment, reading, places)
     if context is None:  # the arguments were not understood
@@ -45,14 +52,33 @@ def read_sources(
     return reading
 
 
-def _read_file(folder: str, reading: Reading) -> None:
+def _read_file(folder: str, output: bytes | None, reading: Reading) -> None:
     named = reading.given.get("sources.config")
     reading.file = find_file(Path(folder)) if named is None else named.value
-    if reading.file:
+    if not reading.file:
+        return
+    try:
+        if is_python(reading.file):
+            file = _run_file(folder, output, reading)
+        else:
+            file = read_toml(reading.file, folder)
+        read_entries(file, reading)
+    except UsageProblems as problems:
+        reading.problems += problems.lines
+        reading.file_failed = True
+
+
+def _run_file(folder: str, output: bytes | None, reading: Reading) -> ConfigFile:
+    name = path_of(reading.file)
+    reading.program = (
+        name if name.startswith(MODULE_PREFIX) else os.path.abspath(os.path.join(folder, name))
+    )
+    if output is None:
         try:
-            read_entries(read_toml(reading.file, folder), reading)
-        except UsageProblems as problems:
-            reading.problems += problems.lines
+            output = run_errand(reading_command(reading.program), folder=folder)
+        except OSError as error:
+            raise UsageProblems([f"{name}: cannot be run: {error}"]) from None
+    return parse_values(name, output, reading.hooks)
 
 
 def _read_env_files(environ: Mapping[str, str], folder: str, reading: Reading) -> dict[str, str]:

@@ -77,7 +77,7 @@ class Fleet:
         """Children that are no workers, and who reaps them."""
         self.ready: frozenset[int] = frozenset()
         """Those that new connections go to."""
-        self.on_reaped: Callable[[WorkerHandle], None] = lambda _: None
+        self.on_reaped: list[Callable[[WorkerHandle], None]] = []
         """Told of a worker that is about to be taken apart."""
         self.log_level = ""
         """What workers that start are to log from, when it is not what their order says."""
@@ -383,7 +383,8 @@ class Fleet:
         finally:
             # Kept until here for the name in what is reported.
             del self.workers[worker.worker_id]
-            self.on_reaped(worker)
+            for callback in self.on_reaped:
+                callback(worker)
             worker.close()
 
     def _take_all_handed_back(self, worker: WorkerHandle) -> None:

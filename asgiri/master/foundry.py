@@ -65,7 +65,9 @@ class _Mold:
         with contextlib.ExitStack() as undo:
             undo.callback(self.control.close)
             with contextlib.closing(theirs):
-                self.process = start_process(order.mold, theirs.fileno(), order)
+                self.process = start_process(
+                    order.mold, theirs.fileno(), environment=order.environment, folder=order.folder
+                )
             undo.callback(self.process.wait)
             undo.callback(self.process.kill)
             self.pid = self.process.pid

@@ -488,7 +488,12 @@ def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> Wo
     with contextlib.ExitStack() as undo:
         outfit = Outfit(order)
         undo.callback(outfit.close)
-        process = start_process(order.module, outfit.worker_control.fileno(), order)
+        process = start_process(
+            order.module,
+            outfit.worker_control.fileno(),
+            environment=order.environment,
+            folder=order.folder,
+        )
         outfit.worker_control.close()
         undo.callback(process.wait)
         undo.callback(process.kill)
@@ -497,14 +502,17 @@ def spawn(identity: WorkerIdentity, order: WorkerOrder, *, selftest: bool) -> Wo
     return handle
 
 
-def start_process(module: str, fd: int, order: WorkerOrder) -> subprocess.Popen[bytes]:
+def start_process(
+    module: str, fd: int, *, environment: Mapping[str, str], folder: str | None = None
+) -> subprocess.Popen[bytes]:
     """Start an interpreter that runs a module of ours and inherits one descriptor."""
     command = [*interpreter(), "-m", module, str(fd)]
-    environment = {**worker_environment(), **order.environment}
     # The mask goes through fork and exec; see _HELD_BACK.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
     try:
-        return subprocess.Popen(command, pass_fds=(fd,), env=environment, cwd=order.folder)
+        return subprocess.Popen(
+            command, pass_fds=(fd,), env={**worker_environment(), **environment}, cwd=folder
+        )
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -91,7 +91,7 @@ class Reporting:
         """What is no number. Told with the next publication."""
         self.more: Callable[[], Mapping[int, int]] = dict
         """Numbers of parts that are made later."""
-        fleet.on_reaped = self._reaped
+        fleet.on_reaped.append(self._reaped)
         fleet.on_switched = self.renew
 
     def fileno(self) -> int:

@@ -25,6 +25,7 @@ from typing import Final
 from asgiri import __version__, logs
 from asgiri.config import Config
 from asgiri.errors import ConfigError, ExitCode, StartError, TakeoverError
+from asgiri.hooks import ServerFacts, WorkerFacts
 from asgiri.ipc.channel import largest_batch
 from asgiri.ipc.connection_id import ConnectionIdCodec, ConnectionIdMint
 from asgiri.ipc.messages import ReloadCertificates, ReopenLogs
@@ -33,6 +34,7 @@ from asgiri.ipc.tokens import QuicSecrets, ResetTokens, RetryTokens
 from asgiri.master import actions
 from asgiri.master.actions import Action
 from asgiri.master.admission import RetryMode
+from asgiri.master.attendant import Attendance
 from asgiri.master.binding import UnixAccess
 from asgiri.master.certificate_watch import CertificateWatch
 from asgiri.master.dispatcher import BalancePolicy, Dispatcher
@@ -48,7 +50,7 @@ from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
 from asgiri.master.renewal import check_encryption, renew
 from asgiri.master.reporting import Reporting
-from asgiri.master.settings import Reread, Settings
+from asgiri.master.settings import Reread, Rereading, Settings
 from asgiri.master.signals import SignalSource
 from asgiri.master.slots import DRAIN_GRACE, longest_reload
 from asgiri.master.steering import Steering
@@ -99,7 +101,8 @@ def run(
     """
     if isinstance(settings, Config):
         settings = Settings(settings)
-    reread = reread or (lambda: settings)
+    fixed = settings
+    reread = reread or Reread(lambda _: fixed)
     with contextlib.ExitStack() as cleanup:
         if state_fd < 0:
             return Master(settings, reread, words, cleanup, started=started).run()
@@ -137,7 +140,8 @@ class Master:
         """Of the generation that serves."""
         self._candidate = self._wanted = replace(settings, config=config)
         """Of the newest generation; of the one that begins next."""
-        self._reread = reread
+        self._refusal = ""
+        """Why the last reload that was asked for did not begin."""
         self._tls = config.speaks_tls
         self._exit_code = int(ExitCode.RUNTIME)
         self._loop = EventLoop()
@@ -154,6 +158,12 @@ class Master:
             self._listeners, sockets = self._open_sockets(cleanup)
         else:
             self._listeners, sockets = self._resume_sockets(state, cleanup)
+        self._attendance = Attendance(self._loop, () if state is None else state.attendants)
+        cleanup.callback(self._attendance.close)
+        if state is None:
+            self._attendance.begin(settings.attendant())
+        else:
+            self._attendance.renew(settings.attendant())
         self._secrets = self._load_secrets(state)
         self._dispatcher = Dispatcher(
             BalancePolicy(config.workers.balance_policy),
@@ -212,6 +222,9 @@ class Master:
             sockets,
         )
         cleanup.callback(self._oversight.close)
+        self._fleet.on_reaped.append(self._worker_reaped)
+        self._rereading = Rereading(self._loop, reread, self._reload_with, self._reload_refused)
+        cleanup.callback(self._rereading.cancel)
         self._takeover = Takeover(
             self._loop,
             words,
@@ -362,6 +375,7 @@ class Master:
             begun=[(connection_id.hex(), worker_id) for connection_id, worker_id in begun],
             reporting=self._reporting.to_state(),
             oversight=self._oversight.to_state(),
+            attendants=self._attendance.pids,
         )
         fds = [listener.fileno() for listener in self._listeners]
         for worker in workers:
@@ -373,6 +387,7 @@ class Master:
         self._fleet.end_molds()
         if self._watcher is not None:
             self._watcher.kill()
+        self._attendance.release()
         self._signals.pass_on()
 
     def _carry_out(self, action: Action) -> None:
@@ -392,6 +407,8 @@ class Master:
                     self._renew()
                     logger.info("reloaded: generation %d serves", generation)
                     self._reload_ended(self._status())
+                    self._attendance.renew(self._candidate.attendant())
+                self._attendance.hook("on_reload", self._facts(failure))
                 self._oversight.orders.reload_ended(generation, failure)
                 self._reporting.renew()
             case actions.StopListening():
@@ -400,6 +417,7 @@ class Master:
                 if self._watcher is not None:
                     self._watcher.close()
                 self._takeover.cancel()
+                self._rereading.cancel()
                 self._fleet.acceptor.stop()
                 self._listeners.close_streams()
                 self._reporting.renew()
@@ -434,6 +452,29 @@ class Master:
         self._service.ready(self._status())
         if self._started is not None:
             self._started()
+        self._attendance.hook("when_ready", self._facts())
+
+    def _facts(self, failure: str = "") -> ServerFacts:
+        config = self._config
+        return ServerFacts(
+            pid=os.getpid(),
+            app=config.app.target,
+            name=config.process.name,
+            workers=self._supervisor.target,
+            generation=self._supervisor.generation,
+            addresses=str(self._reporting.facts["addresses"]),
+            failure=failure,
+        )
+
+    def _worker_reaped(self, worker: WorkerHandle) -> None:
+        facts = WorkerFacts(
+            pid=worker.pid,
+            slot=worker.slot,
+            worker_id=worker.worker_id,
+            generation=worker.generation,
+            status=worker.reap(),
+        )
+        self._attendance.hook("worker_exit", self._facts(), facts)
 
     def _status(self) -> str:
         count = self._supervisor.target
@@ -467,6 +508,7 @@ class Master:
                 self._takeover.request()
             case _:  # SIGCHLD
                 self._fleet.reap(*self._oversight.fleets)
+                self._attendance.reap()
 
     def _stop(self, *, at_once: bool = False) -> None:
         if self._supervisor.is_stopped:
@@ -495,23 +537,31 @@ class Master:
             self._reload()
 
     def _reload(self) -> str:
-        """Begin a new generation; return why not, or ""."""
+        """Read the configuration, then begin a new generation; return why not, or ""."""
         self._service.reloading(longest_reload(self._config.workers))
+        self._refusal = ""
+        self._rereading.begin()
+        return self._refusal
+
+    def _reload_refused(self, reason: str) -> None:
+        logger.error("reload refused, everything stays as it is: %s", reason)
+        self._refusal = f"reload refused: {reason}"
+        self._reporting.facts["reload_failure"] = f"refused: {reason}"
+        self._reload_ended(self._refusal)
+        self._attendance.hook("on_reload", self._facts(reason))
+
+    def _reload_with(self, fresh: Settings) -> None:
         try:
-            fresh = self._reread()
             config, waiting = renew(self._config, fresh.config)
             _prepare_for(config)
         except (ConfigError, StartError) as error:
-            logger.error("reload refused, everything stays as it is: %s", error)
-            self._reporting.facts["reload_failure"] = f"refused: {error}"
-            self._reload_ended(f"reload refused: {error}")
-            return f"reload refused: {error}"
+            self._reload_refused(str(error))
+            return
         if waiting:
             logger.warning("changed, but takes a restart: %s", ", ".join(waiting))
         config = for_development(config)
         self._wanted = replace(fresh, config=config)
         self._fleet.decide(self._supervisor.reload(config.workers, time.monotonic()))
-        return ""
 
     def _reload_ended(self, status: str) -> None:
         # If another one is under way, or follows, the manager waits for that.
@@ -539,6 +589,7 @@ class Master:
         except StartError as error:
             logger.error("log files stay as they are: %s", error)
         self._oversight.tell(ReopenLogs())
+        self._attendance.reopen()
 
     def _renew_certificates(self, config: Config) -> None:
         self._fleet.broadcast(ReloadCertificates(config.to_json()))

@@ -75,6 +75,8 @@ class MasterState:
     """What was counted, as far as the parts above do not carry it."""
     oversight: dict[str, Any] = field(default_factory=dict)
     """The admin worker."""
+    attendants: list[int] = field(default_factory=list)
+    """Process IDs. They end by themselves, and want to be reaped."""
 
     def encode(self) -> bytes:
         """Write it down."""

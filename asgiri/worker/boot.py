@@ -21,7 +21,7 @@ from setproctitle import setproctitle
 
 from asgiri import logs
 from asgiri.config import Config
-from asgiri.errors import ChannelClosedError, ExitCode
+from asgiri.errors import ChannelClosedError, ConfigError, ExitCode, StartError
 from asgiri.ipc.channel import ConnectionChannel, ControlChannel
 from asgiri.ipc.counter import EventCounter
 from asgiri.ipc.messages import Failed, Hello, MoldHello
@@ -30,7 +30,7 @@ from asgiri.ipc.ring import RingReader
 from asgiri.ipc.segment import BoardMemory, Segment
 from asgiri.ipc.stream import StreamReader
 from asgiri.worker import process
-from asgiri.worker.asgi.loader import LoadedApplication, LoadError, load
+from asgiri.worker.asgi.loader import LoadedApplication, LoadError, add_folder, load
 from asgiri.worker.transport.tls import ServerTls, TlsError
 
 HELLO_TIMEOUT: Final = 10.0
@@ -117,7 +117,7 @@ def configure(hello: Hello) -> Config:
     process.raise_file_limit()
     if config.workers.cpu_affinity:
         process.pin(hello.slot)
-    logs.configure(config.log, "admin" if admin else "worker")
+    _configure_logs(config, "admin" if admin else "worker")
     return config
 
 
@@ -127,8 +127,20 @@ def configure_mold(hello: MoldHello) -> Config:
     setproctitle(f"asgiri: mold gen {hello.generation} [{config.app.target}]")
     os.environ["ASGIRI_GENERATION"] = str(hello.generation)
     process.raise_file_limit()
-    logs.configure(config.log, "worker")
+    _configure_logs(config, "worker")
     return config
+
+
+def _configure_logs(config: Config, role: logs.Role) -> None:
+    if config.log.config:
+        add_folder(config.app)  # it may name classes of the application
+    try:
+        logs.configure(config.log, role)
+    except ConfigError as error:
+        text = f"--log-config {error.value}: {error.remedy}"
+        raise BootError("config", text, "", ExitCode.RUNTIME) from None
+    except StartError as error:
+        raise BootError("config", str(error), "", ExitCode.RUNTIME) from None
 
 
 def _read_config(document: Mapping[str, Any]) -> Config:

@@ -58,6 +58,7 @@ from asgiri.worker.asgi.scope import ScopeBuilder
 from asgiri.worker.asgi.trust import TrustedPeers
 from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.protocol.headers import ResponseDefaults
+from asgiri.worker.ready import call_worker_ready
 from asgiri.worker.transport import deadlines
 from asgiri.worker.transport.accepting import Accepting
 from asgiri.worker.transport.handback import HandBack
@@ -292,6 +293,7 @@ class Worker:
             raise boot.BootError(
                 "lifespan", error.summary, error.traceback, ExitCode.APP_FAILED
             ) from None
+        await call_worker_ready(self._services.config, self._hello)
         # What start-up made stays: no collection has to look at it again.
         gc.collect()
         gc.freeze()

@@ -38,10 +38,7 @@ class LoadedApplication:
 
 def load(config: AppConfig) -> LoadedApplication:
     """Import the target, call it if it is a factory, adapt its interface. Raises LoadError."""
-    folder = os.path.abspath(config.app_dir or os.curdir)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    return adapt(config, _find(config.target, folder))
+    return adapt(config, _find(config.target, add_folder(config)))
 
 
 def adapt(config: AppConfig, found: Any) -> LoadedApplication:
@@ -51,6 +48,14 @@ def adapt(config: AppConfig, found: Any) -> LoadedApplication:
     elif not callable(found):
         raise _not_callable(config.target, found)
     return _adapt(config, found)
+
+
+def add_folder(config: AppConfig) -> str:
+    """Let modules be imported from the application's folder before all others; its path."""
+    folder = os.path.abspath(config.app_dir or os.curdir)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    return folder
 
 
 def _find(target: str, folder: str) -> Any:

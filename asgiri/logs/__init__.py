@@ -1,0 +1,129 @@
+"""What the server says, and how: loggers, formats, files, the access log.
+
+Three standard loggers below "asgiri": "asgiri.master", "asgiri.worker" and "asgiri.access", and
+"asgiri.hooks" for what hooks say. Writing never blocks and never raises (`handlers`), unless
+--log-config brings handlers that do.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, Literal, cast
+
+from asgiri.config import LogConfig
+from asgiri.logs import file
+from asgiri.logs.access import AccessLog, access_logger, compile_format, json_access
+from asgiri.logs.formats import JsonFormatter, TextFormatter
+from asgiri.logs.handlers import STANDARD_ERROR, STANDARD_OUTPUT, ForwardHandler, LineHandler
+
+__all__ = [
+    "AccessLog",
+    "JsonFormatter",
+    "LineHandler",
+    "TextFormatter",
+    "configure",
+    "forward",
+    "lines_dropped",
+    "open_access_log",
+    "reopen",
+]
+
+Role = Literal["master", "worker", "admin", "attendant"]
+
+_handlers: Final[dict[str, LineHandler | ForwardHandler]] = {}
+"""Our handlers in this process, by the name of their logger."""
+_of_file: Final[list[LineHandler]] = []
+"""Those of our kind that --log-config has made."""
+
+
+def configure(config: LogConfig, role: Role, *, standard_error: int = STANDARD_ERROR) -> None:
+    """Send this process's log where the configuration says. May be called again after a change.
+
+    The master never runs the handlers of --log-config: it may `forward` its records instead.
+    """
+    if config.config and role != "master":
+        _remove(*_handlers)
+        file.apply(config.config, config.level)
+        if access_logger.level == logging.NOTSET:
+            access_logger.setLevel(logging.INFO)
+        _of_file[:] = [found for found in _all_handlers() if isinstance(found, LineHandler)]
+        return
+    errors = LineHandler(config.error_log_file, standard_error)
+    errors.setFormatter(_formatter(config, errors))
+    _install(logging.getLogger("asgiri"), errors, config.level)
+    if role == "admin" or not config.access_log:
+        return
+    # The master writes no access log, but finds out at the start what would keep workers from it.
+    compile_format(config.access_log_format)
+    access = LineHandler(config.access_log_file, STANDARD_OUTPUT)
+    access.setFormatter(logging.Formatter("%(message)s"))
+    _install(access_logger, access, "info")
+
+
+def forward(send: Callable[[Mapping[str, Any]], bool], level: int) -> None:
+    """Give this process's records to somebody else, until it is configured again."""
+    _install(logging.getLogger("asgiri"), ForwardHandler(send), logging.getLevelName(level))
+
+
+def reopen() -> None:
+    """Open every log file again (SIGUSR1), so that a moved file is let go."""
+    for handler in _all_handlers():
+        if isinstance(handler, LineHandler):
+            handler.reopen()
+        elif isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            # Of --log-config. This is the public way to give one another stream.
+            fresh = open(handler.baseFilename, handler.mode, encoding=handler.encoding)  # noqa: SIM115
+            if old := handler.setStream(cast(io.TextIOWrapper, fresh)):
+                old.close()
+
+
+def lines_dropped() -> int:
+    """Return how many lines this process could not write."""
+    return sum(handler.dropped for handler in (*_handlers.values(), *_of_file))
+
+
+def _all_handlers() -> set[logging.Handler]:
+    found = set(logging.root.handlers)
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            found.update(logger.handlers)
+    return found
+
+
+def _remove(*names: str) -> None:
+    for name in names:
+        handler = _handlers.pop(name)
+        logger = logging.getLogger(name)
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+        logger.propagate = True
+        handler.close()
+
+
+def _install(logger: logging.Logger, handler: LineHandler | ForwardHandler, level: str) -> None:
+    if logger.name in _handlers:
+        _remove(logger.name)
+    _handlers[logger.name] = handler
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    # An application that configures the root logger would have each line twice.
+    logger.propagate = False
+
+
+def _formatter(config: LogConfig, handler: LineHandler) -> logging.Formatter:
+    if config.format == "json":
+        return JsonFormatter()
+    wanted = handler.is_terminal and not os.environ.get("NO_COLOR")
+    return TextFormatter(color=wanted if config.color == "auto" else config.color == "on")
+
+
+def open_access_log(config: LogConfig, slot: int) -> AccessLog | None:
+    """Build the access log of a worker, after `configure`; None when it is off."""
+    if not config.access_log:
+        return None
+    line = json_access if config.format == "json" else compile_format(config.access_log_format)
+    handler = _handlers.get(access_logger.name)
+    return AccessLog(line, handler if isinstance(handler, LineHandler) else None, str(slot))

@@ -1,0 +1,149 @@
+"""Where lines go: to a file or a standard stream, or to another process. Never blocks or raises.
+
+A line that a full disk or a pipe without a reader does not take is dropped and counted, and the
+next line that gets through tells how many were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import stat
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from asgiri.errors import StartError
+
+STANDARD_OUTPUT: Final = 1
+STANDARD_ERROR: Final = 2
+MAX_LINE: Final = 64 << 10
+"""Longest line in bytes, so that one message cannot fill a disk. A traceback of 500 frames fits."""
+PIPE_CHUNK: Final = select.PIPE_BUF
+"""What a pipe that reports to be writable takes at once without blocking (POSIX, write(2))."""
+
+
+class LineHandler(logging.Handler):
+    """Writes each record by one write(2), so that processes may share a file; see the module."""
+
+    def __init__(self, path: str = "", standard: int = STANDARD_ERROR) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._path = "" if path == "-" else path
+        self._unreported = 0
+        self._fd = self._open() if self._path else standard
+        self._poll = _poll_for(self._fd)
+
+    @property
+    def is_terminal(self) -> bool:
+        return os.isatty(self._fd)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = self.format(record)
+        except (TypeError, ValueError) as error:  # arguments that do not fit their message
+            line = _unprintable(record, error)
+        self.write_line(line)
+
+    def write_line(self, line: str) -> None:
+        """Write one line, or count it as dropped."""
+        if self._unreported:
+            line = f"{_dropped_text(self._unreported)}\n{line}"
+        content = (line + "\n").encode(errors="backslashreplace")
+        if len(content) > MAX_LINE:
+            content = content[: MAX_LINE - 5] + b" ...\n"
+        try:
+            self._write(content)
+        except OSError:
+            self.dropped += 1
+            self._unreported += 1
+        else:
+            self._unreported = 0
+
+    def reopen(self) -> None:
+        """Go on in a new file of the same name, after the old one was moved away."""
+        if not self._path:
+            return
+        fresh = self._open()
+        old, self._fd, self._poll = self._fd, fresh, _poll_for(fresh)
+        os.close(old)
+
+    def close(self) -> None:
+        super().close()
+        if self._path and self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+        try:
+            return os.open(self._path, flags, 0o640)
+        except OSError as error:
+            remedy = "name a file that can be written"
+            raise StartError.from_os_error(error, f"log file {self._path}", remedy) from None
+
+    def _write(self, content: bytes) -> None:
+        if self._poll is None:
+            os.write(self._fd, content)
+            return
+        # O_NONBLOCK would change the descriptor of whoever shares it: the shell, the other workers.
+        for start in range(0, len(content), PIPE_CHUNK):
+            ready = self._poll.poll(0)
+            if not ready or not ready[0][1] & select.POLLOUT:
+                raise BlockingIOError
+            os.write(self._fd, content[start : start + PIPE_CHUNK])
+
+
+class ForwardHandler(logging.Handler):
+    """Gives records to another process, as what JSON can carry. `send` tells whether it could."""
+
+    def __init__(self, send: Callable[[Mapping[str, Any]], bool]) -> None:
+        super().__init__()
+        self.dropped = 0
+        self._unreported = 0
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Make the message here: its arguments may be anything."""
+        try:
+            message = record.getMessage()
+        except (TypeError, ValueError) as error:
+            message = _unprintable(record, error)
+        exception = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
+        if self._unreported:
+            message = f"{_dropped_text(self._unreported)}\n{message}"
+        sent = self._send(
+            {
+                "name": record.name,
+                "levelno": record.levelno,
+                "levelname": record.levelname,
+                "msg": message,
+                "created": record.created,
+                "msecs": record.msecs,
+                "process": record.process,
+                "processName": "asgiri: master",
+                "exc_text": exception,
+            }
+        )
+        self.dropped += not sent
+        self._unreported = 0 if sent else self._unreported + 1
+
+
+def _dropped_text(count: int) -> str:
+    """Say how many lines are missing."""
+    return f"{count} log lines were dropped before this one"
+
+
+def _unprintable(record: logging.LogRecord, error: Exception) -> str:
+    return f"unprintable log message {record.msg!r}: {type(error).__name__}"
+
+
+def _poll_for(fd: int) -> select.poll | None:
+    """Make what tells whether a write would block; files never do."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return poll
