@@ -149,7 +149,7 @@ def run_daemon(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
         env=ServerOptions().full_environment(),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=3 * PATIENCE,
         check=False,
     )
 
