@@ -31,6 +31,8 @@ __all__ = ["main"]
 
 logger = logging.getLogger("asgiri.master")
 
+NEIGHBOUR: Final = "gunicorn.conf.py"
+"""Read without being named by gunicorn. We run no Python by accident, but say that we do not."""
 COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
     "config": config_command.run,
     "ctl": ctl_command.run,
@@ -79,6 +81,8 @@ def _serve(words: Sequence[str], state_fd: int) -> int:
     if isinstance(reading, int):
         return reading
     settings = _settings(reading, started_in)
+    if not reading.file and os.path.exists(NEIGHBOUR):
+        click.echo(f"{PROGRAM}: {NEIGHBOUR} is not read; name it by --config to have it", err=True)
 
     def reread(output: bytes) -> Settings:
         """Read everything anew for a reload: files may have changed, and `auto` may mean more."""

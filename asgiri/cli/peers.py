@@ -126,7 +126,6 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--metrics-scrape-interval": METRICS,
     "--metrics-address": METRICS,
     "--metrics-port": METRICS,
-    "--no-reload": NOT_NEEDED,
     "--reload-paths": "is written --reload-dir",
     "--reload-ignore-dirs": "is written --reload-exclude",
     "--reload-ignore-patterns": "is written --reload-exclude, with patterns such as *.tmp",

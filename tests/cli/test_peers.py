@@ -11,6 +11,7 @@ from asgiri.cli.peers import ELSEWHERE, KEYS_ELSEWHERE, answer
 from asgiri.cli.reading import UsageProblems
 from asgiri.cli.sources import read_config
 from asgiri.config import Config, all_options
+from asgiri.hooks import HOOKS
 
 # As --help of uvicorn 0.54, gunicorn 27, hypercorn 0.18 and granian 2.8 names them.
 OPTIONS = {
@@ -88,10 +89,12 @@ KEYS = {
         check_config print_config preload_app sendfile reuse_port chdir daemon raw_env pidfile
         worker_tmp_dir user group umask initgroups tmp_upload_dir secure_scheme_headers
         forwarded_allow_ips accesslog disable_redirect_access_to_syslog access_log_format errorlog
-        loglevel capture_output logger_class syslog_addr
+        loglevel capture_output logger_class logconfig logconfig_dict logconfig_json syslog_addr
         syslog syslog_prefix syslog_facility enable_stdio_inheritance statsd_host dogstatsd_tags
         statsd_prefix enable_backlog_metric proc_name default_proc_name pythonpath paste
-        ssl_context proxy_protocol proxy_allow_ips protocol uwsgi_allow_ips keyfile
+        on_starting on_reload when_ready pre_fork post_fork post_worker_init worker_int
+        worker_abort pre_exec pre_request post_request child_exit worker_exit nworkers_changed
+        on_exit ssl_context proxy_protocol proxy_allow_ips protocol uwsgi_allow_ips keyfile
         certfile ssl_version cert_reqs ca_certs suppress_ragged_eofs do_handshake_on_connect
         ciphers http_protocols http2_cleartext http2_max_concurrent_streams
         http2_initial_window_size http2_max_frame_size http2_max_header_list_size
@@ -99,8 +102,8 @@ KEYS = {
         permit_unconventional_http_method permit_unconventional_http_version
         casefold_http_method forwarder_headers header_map asgi_loop asgi_lifespan
         asgi_disconnect_grace_period websocket_max_message_size http_parser root_path dirty_apps
-        dirty_workers dirty_timeout dirty_threads dirty_graceful_timeout
-        control_socket control_socket_mode
+        dirty_workers dirty_timeout dirty_threads dirty_graceful_timeout on_dirty_starting
+        dirty_post_fork dirty_worker_init dirty_worker_exit control_socket control_socket_mode
         control_socket_disable
     """,
     "hypercorn": """
@@ -109,7 +112,7 @@ KEYS = {
         dogstatsd_tags errorlog graceful_timeout read_timeout group h11_max_incomplete_size
         h11_pass_raw_headers h2_max_concurrent_streams h2_max_header_list_size
         h2_max_inbound_frame_size include_date_header include_server_header keep_alive_timeout
-        keep_alive_max_requests keyfile keyfile_password logger_class
+        keep_alive_max_requests keyfile keyfile_password logconfig logconfig_dict logger_class
         loglevel max_app_queue_size max_requests max_requests_jitter pid_path server_names
         shutdown_timeout ssl_handshake_timeout startup_timeout statsd_host statsd_prefix umask
         use_reloader user verify_flags verify_mode websocket_max_message_size
@@ -128,7 +131,7 @@ KNOWN |= {
     for flag in declared.flags
 }
 KNOWN_KEYS = {key for declared in all_options() for key in declared.keys}
-KNOWN_KEYS |= {"config"}
+KNOWN_KEYS |= {*HOOKS, "config", "logconfig_dict"}
 
 
 @pytest.mark.parametrize("server", OPTIONS)
@@ -243,6 +246,21 @@ def test_a_command_that_is_not_says_what_to_write(command, line):
     assert found.startswith(line)
 
 
+GUNICORN_FILE = """
+import multiprocessing
+bind = "127.0.0.1:8000"
+workers = multiprocessing.cpu_count() * 2 + 1
+worker_class = "uvicorn.workers.UvicornWorker"
+keepalive = 5
+timeout = 120
+accesslog = "-"
+errorlog = "-"
+loglevel = "INFO"
+proc_name = "myapp"
+umask = 0o007
+user = None
+cert_reqs = 0
+"""
 HYPERCORN_FILE = """
 bind = ["0.0.0.0:8000"]
 workers = 4
@@ -254,7 +272,13 @@ h11_max_incomplete_size = 32768
 """
 
 
-def test_their_configuration_file_is_read_as_it_is():
+@pytest.mark.slow
+def test_their_configuration_files_are_read_as_they_are():
+    Path("gunicorn.conf.py").write_text(GUNICORN_FILE)
+    config = read_config(["main:app", "-c", "gunicorn.conf.py"], {})
+    assert (config.http1.keep_alive, config.workers.timeout, config.app.loop) == (5, 120, "auto")
+    assert (config.log.access_log_file, config.process.name) == ("-", "myapp")
+    assert config.process.umask == 0o007
     Path("hypercorn.toml").write_text(HYPERCORN_FILE)
     config = read_config(["main:app", "-c", "hypercorn.toml"], {})
     assert (config.http1.keep_alive, config.workers.count) == (10, 4)

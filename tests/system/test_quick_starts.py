@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -55,5 +56,20 @@ async def test_a_quick_start_serves(command: str, workers: int, tmp_path: Path):
         await asyncio.to_thread(server._wait_workers, workers)
         response = await fetch(server, "/")
         assert (response.status, response.body) == (200, b"Hello, world!")
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+async def test_a_file_of_gunicorn_that_is_not_read_is_told(tmp_path: Path):
+    (tmp_path / "main.py").write_text(ASGI)
+    (tmp_path / "gunicorn.conf.py").write_text("bind = ':1'")
+    words = ["main:app", "--bind", f"unix:{tmp_path / 'socket'}"]
+    server = Server(
+        [sys.executable, "-m", "asgiri", *words], ServerOptions(app=None, directory=tmp_path)
+    )
+    try:
+        await server.wait_line("gunicorn.conf.py is not read; name it by --config to have it")
+        await asyncio.to_thread(server._wait_workers, 1)
+        assert os.path.exists(tmp_path / "socket")
     finally:
         await asyncio.to_thread(server.stop)
