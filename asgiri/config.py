@@ -297,7 +297,7 @@ class SourceOptions(Section):
     TITLE: ClassVar[str] = "Configuration"
 
     config: Annotated[str, Option("--config -c", metavar="PATH")] = ""
-    """File with options, in TOML. The default is asgiri.toml in
+    """File with options: TOML, or Python when its name ends in .py. The default is asgiri.toml in
     the current folder, else the table [tool.asgiri] of pyproject.toml there."""
 
     env_file: Annotated[
