@@ -462,7 +462,7 @@ class Master:
             name=config.process.name,
             workers=self._supervisor.target,
             generation=self._supervisor.generation,
-            addresses=str(self._reporting.facts["addresses"]),
+            addresses=str(self._reporting.facts.get("addresses", "")),
             failure=failure,
         )
 

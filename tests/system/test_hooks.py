@@ -84,6 +84,15 @@ async def test_hooks_are_called_where_they_can_hold_up_nobody(tmp_path: Path):
         assert (await fetch(server)).header("x-version") == "2"
 
 
+def test_hooks_of_a_start_that_fails_do_not_keep_it(tmp_path: Path):
+    conf = tmp_path / "conf.py"
+    conf.write_text(CONF.format(version=1))
+    status, output = run_to_end("tests.support.apps:missing", "-c", str(conf), "-b", "127.0.0.1:0")
+    assert status == 3
+    assert '"hook": "worker_exit"' in output
+    assert '"hook": "when_ready"' not in output
+
+
 async def test_a_configuration_that_hangs_in_a_reload_holds_up_nobody(tmp_path: Path):
     conf = tmp_path / "conf.py"
     conf.write_text(CONF.format(version=1))

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,15 @@ def test_a_folder_that_cannot_be_entered_exits_with_1():
 
 
 # In the background
+
+
+@pytest.fixture(autouse=True)
+def _no_daemon_is_left(tmp_path: Path) -> Iterator[None]:
+    """A test that fails must not leave a server that nobody waits for."""
+    yield
+    with contextlib.suppress(FileNotFoundError):
+        for pid in session_members(int((tmp_path / "pid").read_text())):
+            os.kill(pid, signal.SIGKILL)
 
 
 def run_daemon(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
