@@ -54,7 +54,7 @@ ELSEWHERE: Final[Mapping[str, str]] = {
     "--log-syslog-facility": SYSLOG,
     "-R": NOT_NEEDED,
     "--enable-stdio-inheritance": NOT_NEEDED,
-    "--dogstatsd-tags": LATER,
+    "--dogstatsd-tags": "is not offered: the metrics of --admin have labels",
     "--enable-backlog-metric": NOT_NEEDED,
     "--paste": PASTE,
     "--paster": PASTE,
