@@ -25,10 +25,21 @@ from asgiri.master.acceptor import (
     client_ip,
 )
 from asgiri.master.binding import Listener, UnixAccess, bind_port, bind_unix
-from asgiri.master.dispatcher import UNADOPTED_LIMIT, BalancePolicy, Dispatcher
+from asgiri.master.dispatcher import BalancePolicy, Dispatcher
 from asgiri.master.loop import EventLoop
 from asgiri.master.processes import WorkerHandle
 from tests.support.crew import PATIENCE, Crew, turn_until
+
+
+class Stubborn(Dispatcher):
+    """Sends everything to one worker, as if it had no limit of its own and were never late."""
+
+    def __init__(self) -> None:
+        super().__init__(BalancePolicy.LEAST_LOADED, random=lambda: 0.5, hash_key=b"key")
+        self.chosen = 0
+
+    def choose_tcp(self, now: float, client_ip: str = "") -> int:
+        return self.chosen
 
 
 class Scene:
@@ -229,26 +240,21 @@ def test_a_share_of_the_files_is_the_most_that_waits_and_all_are_served(scene):
 def test_stop_takes_all_of_the_backlog_although_few_may_wait_at_once(scene):
     with_few_files(scene, 64)
     scene.listen()
-    scene.hire()
     scene.acceptor.start(scene.listeners)
     clients = scene.connect(50)
     scene.acceptor.stop()
-    assert scene.statistics().accepted == 50
+    assert scene.statistics().waiting == 50
+    scene.hire()
     assert len(scene.answers(clients)) == 50
 
 
 def test_a_channel_that_is_full_makes_connections_wait_in_the_master(scene):
-    class Stubborn(Dispatcher):
-        """Sends everything to one worker, as if it had no limit of its own."""
-
-        def choose_tcp(self, now, client_ip=""):
-            return 100
-
-    scene.dispatcher = Stubborn(BalancePolicy.LEAST_LOADED, random=lambda: 0.5, hash_key=b"key")
+    scene.dispatcher = dispatcher = Stubborn()
     scene.acceptor.close()
     scene.acceptor = Acceptor(scene.loop, scene.dispatcher, scene.crew.workers, keep_alive=5.0)
     scene.listen()
     (worker,) = scene.hire()
+    dispatcher.chosen = worker.worker_id
     scene.acceptor.start(scene.listeners)
     stop_process(worker)
     clients = scene.clients
@@ -407,29 +413,31 @@ def free_files(count: int) -> Iterator[None]:
 @pytest.mark.linux
 @pytest.mark.parametrize("dies", [True, False])
 def test_what_there_is_no_room_to_read_back_is_not_lost(scene, dies):
+    scene.dispatcher = dispatcher = Stubborn()
     with_few_files(scene, 64)  # its messages have 8 connections
     scene.listen()
     (doomed,) = scene.hire()
+    dispatcher.chosen = doomed.worker_id
     scene.acceptor.start(scene.listeners)
     stop_process(doomed)
-    clients = scene.connect(UNADOPTED_LIMIT)
-    turn_until(scene.loop, lambda: scene.statistics().handed_off == UNADOPTED_LIMIT)
+    clients = scene.connect(64)
+    turn_until(scene.loop, lambda: scene.statistics().handed_off == 64)
     (other,) = scene.hire()
+    dispatcher.chosen = other.worker_id
     if dies:
         scene.crew.kill(doomed)
         scene.dismiss(doomed)
         read_back = scene.acceptor.recover
     else:
-        scene.dispatcher.set_ready([other.worker_id])
         read_back = scene.acceptor.take_back
     with free_files(0):
         assert read_back(doomed) == 0
         assert doomed.has_undelivered
     with free_files(1):
         count = read_back(doomed)
-        assert count == UNADOPTED_LIMIT if dies else 0 < count < UNADOPTED_LIMIT
+        assert count == 64 if dies else 0 < count < 64
     if not dies:
-        assert read_back(doomed) == UNADOPTED_LIMIT - count
+        assert read_back(doomed) == 64 - count
     assert {worker_id for _, worker_id, _ in scene.answers(clients)} == {other.worker_id}
     assert not doomed.has_undelivered
 
