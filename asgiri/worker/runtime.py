@@ -434,8 +434,9 @@ class Worker:
 
     def _shed(self, count: int) -> None:
         """Ask some clients to come again: the master will give them to another worker."""
-        for session in list(itertools.islice(self._services.sessions, count)):
-            session.begin_drain()
+        # Not those that were asked before: with long responses they are still here.
+        asked = (session for session in list(self._services.sessions) if session.shed())
+        for session in itertools.islice(asked, count):
             self._loop.call_later(GOAWAY_INTERVAL, session.finish_drain)
 
     def _warn(self, text: str) -> None:

@@ -29,7 +29,7 @@ from asgiri.ipc.scoreboard import AssignmentCell, Assignments, Cell, WorkerState
 from asgiri.worker.process import MASTER_PATIENCE
 from tests.support.certificates import certificates
 from tests.support.worker import make_config
-from tests.support.worker_process import spawn_worker
+from tests.support.worker_process import PATIENCE, spawn_worker
 
 pytestmark = pytest.mark.slow
 
@@ -215,6 +215,21 @@ async def test_shed_connection_ends_with_its_next_response():
                     break
                 await asyncio.sleep(0.01)
             assert await client.read_to_end() == b""
+
+
+async def test_who_is_asked_to_come_again_and_cannot_yet_is_not_asked_instead_of_others():
+    async with spawn_worker() as worker:
+        await worker.wait(Ready)
+        async with await worker.connect() as busy, await worker.connect() as other:
+            busy.get("/sleep?milliseconds=60000")
+            await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE) == 1)
+            for _ in range(2):
+                worker.control.send(Shed(1))
+            fields = {}
+            async with asyncio.timeout(PATIENCE):
+                while fields.get("connection") != "close":
+                    other.get("/hello")
+                    _, fields, _ = await other.read_response()
 
 
 # The end

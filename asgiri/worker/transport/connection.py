@@ -101,7 +101,7 @@ class TcpConnection(HttpSession, asyncio.Protocol):
         """Another session goes on with the transport."""
         self._stage = Stage.LEFT
         self._services.deadlines.discard(self)
-        self._services.sessions.discard(self)
+        self._services.sessions.pop(self, None)
 
     # The end
 

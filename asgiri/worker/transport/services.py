@@ -34,9 +34,9 @@ class WorkerServices:
     scopes: ScopeBuilder
     scoreboard: Scoreboard
     deadlines: Deadlines
-    sessions: set[HttpSession] = field(default_factory=set)
-    """Every open connection, and closed ones whose application calls have not returned. Keeps both
-    alive.
+    sessions: dict[HttpSession, None] = field(default_factory=dict)
+    """Every open connection, the oldest first, and closed ones whose application calls have not
+    returned. Keeps both alive.
     """
     hand_back: HandBack | None = None
     """Where idle connections go; None when there is no master to take them."""

@@ -60,6 +60,7 @@ class HttpSession:
         "_paused_streams",
         "_scopes",
         "_services",
+        "_shed",
         "_writing_paused",
         "overdue",
     )
@@ -74,6 +75,7 @@ class HttpSession:
         self._deferred: deque[Event] = deque()
         self._handling = False
         self._gone = False
+        self._shed = False
         self._writing_paused = False
         self.overdue = False
         """Its first request has waited too long in the master, and is refused."""
@@ -81,7 +83,7 @@ class HttpSession:
         """Those whose own buffer is full; an exchange goes on when neither it nor the transport's
         is.
         """
-        services.sessions.add(self)
+        services.sessions[self] = None
 
     # For the subclass to define
 
@@ -143,6 +145,16 @@ class HttpSession:
     def is_idle(self) -> bool:
         """No exchange is open, and no byte of a next one has come."""
         return not self._exchanges and self._engine.is_idle
+
+    def shed(self) -> bool:
+        """Begin to drain, so that the client comes again elsewhere; False when it was asked before,
+        or has gone.
+        """
+        if self._shed or self._gone:
+            return False
+        self._shed = True
+        self.begin_drain()
+        return True
 
     def begin_drain(self) -> None:
         """Take no new exchanges soon; those that run go on."""
@@ -342,4 +354,4 @@ class HttpSession:
 
     def _forget_if_finished(self) -> None:
         if not self._exchanges:
-            self._services.sessions.discard(self)
+            self._services.sessions.pop(self, None)

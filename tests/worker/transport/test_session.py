@@ -361,6 +361,19 @@ async def test_end_of_the_connection_disconnects_every_exchange(rig, abort):
     assert made.session.ended == ["reason"]
 
 
+async def test_a_client_is_asked_once_to_come_again(rig):
+    made = rig(answer)
+    assert made.session.shed()
+    assert not made.session.shed()
+    assert made.engine.names() == ["begin_drain"]
+
+
+async def test_a_client_that_has_gone_is_not_asked_to_come_again(rig):
+    made = rig(answer)
+    made.session.connection_gone()
+    assert not made.session.shed()
+
+
 async def test_lost_connection_is_kept_until_its_calls_have_returned(rig):
     go = asyncio.Event()
 
