@@ -140,17 +140,26 @@ async def test_stacks_show_where_a_worker_computes(tmp_path: Path):
             await operator.ask(Stacks(7))
 
 
+SLOW = """
+import pathlib, time
+while not pathlib.Path(__file__).with_name("go").exists():
+    time.sleep(0.01)
+from tests.support.apps import app
+"""
+
+
 async def test_stacks_of_a_worker_that_still_imports(tmp_path: Path):
-    (tmp_path / "slow.py").write_text(
-        "import time\ntime.sleep(1.5)\n" + "from tests.support.apps import app"
-    )
+    (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "go").touch()
     async with operated(tmp_path, app="slow:app", app_dir=tmp_path) as (server, operator):
+        (tmp_path / "go").unlink()
         start = server.log.end
         server.kill_worker(0)
         while True:
             with contextlib.suppress(RefusedError):  # between two workers there is none
                 if "slow.py" in await operator.ask(Stacks(0)):
                     break
+        (tmp_path / "go").touch()
         await server.wait_line(r"worker\[0\] pid=\d+ gen=1: ready", start)
 
 
