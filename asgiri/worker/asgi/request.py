@@ -391,7 +391,11 @@ class HttpRequest:
         self._flush_head()
         ended = not more and not self._announced_trailers
         with self._busy_with_file(BODY):
-            await self._sink.send_file(self._stream_id, file, offset, count, ended=ended)
+            try:
+                await self._sink.send_file(self._stream_id, file, offset, count, ended=ended)
+            except ClientDisconnected:
+                self._gone = True  # the system told it here before it told the transport
+                raise
         self._body_bytes += count
         if ended:
             self._complete()
