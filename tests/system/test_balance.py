@@ -36,8 +36,9 @@ PATIENCE = 20.0
 CONNECTIONS = 1000
 ROUNDS = 6
 KILLS = 6
-LOST_PER_KILL = 64
-"""Connections that a worker takes in one message: what it had taken dies with it."""
+LOST_PER_KILL = 8
+"""Connections that a worker had when it was killed, and no request of them yet: it takes one at a
+time, and gives each back after its answer. Rarely one is seen."""
 
 
 async def asking(server: Server, count: int) -> list[Http1Connection]:
@@ -141,7 +142,7 @@ async def test_connections_that_move_lose_nothing_when_workers_are_killed(
         assert any(begin <= moment <= end for moment in kills)
     assert len(set(clients.lost) - set(begun)) <= LOST_PER_KILL * KILLS
     moved = sum(len(pids) > 1 for pids in clients.by_connection)
-    assert moved > CONNECTIONS * 0.9
+    assert moved > CONNECTIONS / 2, "they hardly moved"
 
 
 # Standing still
