@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -200,12 +203,67 @@ class Http3(Multiplexed):
         return bool(connection.goaways) and connection.goaways[-1] <= newest
 
 
+class Streams(Multiplexed):
+    """Several requests at a time: small ones, uploads and downloads larger than any window."""
+
+    UPLOAD = os.urandom(200_000)
+    DOWNLOAD = 300_000
+
+    async def converse(self) -> None:
+        connection = await self.connect()
+        self.connections += 1
+        kinds = (self._small, self._upload, self._download) * 2
+        streams = [asyncio.create_task(self._repeat(connection, kind)) for kind in kinds]
+        try:
+            await asyncio.gather(*streams)
+        finally:
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*streams, return_exceptions=True)
+            await connection.close()
+
+    async def _repeat(self, connection: Any, ask: Callable[[Any], Any]) -> None:
+        while not self.stopped and not self.is_going_away(connection):
+            try:
+                await self.measured(ask(connection))
+            except ExchangeFailed as error:
+                if not self.is_refusal(connection, error):
+                    raise
+                self.repeated += 1
+                return
+
+    async def _small(self, connection: Any) -> bytes:
+        return await fetch_pid(connection)
+
+    async def _upload(self, connection: Any) -> int:
+        response = await request(connection, "POST", "/hash", body=self.UPLOAD)
+        told = json.loads(response.body)
+        assert told["sha256"] == hashlib.sha256(self.UPLOAD).hexdigest(), told
+        return int(told["pid"])
+
+    async def _download(self, connection: Any) -> str:
+        response = await request(connection, "GET", f"/bytes?size={self.DOWNLOAD}")
+        assert len(response.body) == self.DOWNLOAD, response.status
+        return response.header("x-pid") or ""
+
+
+class Streams2(Streams, Http2):
+    pass
+
+
+class Streams3(Streams, Http3):
+    pass
+
+
 class WebSockets(Client):
     """Echo over HTTP/1.1, until the server closes with 1012."""
 
-    async def converse(self) -> None:
+    async def connect(self) -> Any:
         tls = self.server.client_context("http/1.1")
-        connection = await Http1Connection.connect("127.0.0.1", self.port, tls=tls)
+        return await Http1Connection.connect("127.0.0.1", self.port, tls=tls)
+
+    async def converse(self) -> None:
+        connection = await self.connect()
         self.connections += 1
         try:
             websocket = await open_websocket(connection, "/pid")
@@ -214,6 +272,10 @@ class WebSockets(Client):
                 number += 1
             if self.stopped:
                 await websocket.send_close()
+        except ExchangeFailed as error:
+            if error.code not in REFUSED:
+                raise
+            self.repeated += 1
         finally:
             await connection.close()
 
@@ -235,6 +297,17 @@ class WebSockets(Client):
         if self.pause:
             await asyncio.sleep(self.pause)
         return True
+
+
+class WebSockets2(WebSockets):
+    async def connect(self) -> Http2Connection:
+        tls = self.server.client_context("h2")
+        return await Http2Connection.connect("127.0.0.1", self.port, tls=tls)
+
+
+class WebSockets3(WebSockets):
+    async def connect(self) -> Http3Connection:
+        return await Http3Connection.connect("127.0.0.1", self.port)
 
 
 @contextlib.asynccontextmanager

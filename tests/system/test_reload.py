@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import re
 import signal
 import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 
 from tests.support.certificates import certificates
-from tests.support.fetch import fetch, http1
+from tests.support.client import ClientConnection, ClientExchange, ExchangeFailed, request
+from tests.support.fetch import fetch
+from tests.support.http1_client import Http1Connection
+from tests.support.http2_client import Http2Connection
+from tests.support.http3_client import Http3Connection
 from tests.support.load import (
+    REFUSED,
     Http2,
     Http3,
     KeepAlive,
     SecureKeepAlive,
+    Streams2,
+    Streams3,
     WebSockets,
+    WebSockets2,
+    WebSockets3,
     assert_nothing_failed,
     load,
+    ports,
     summary,
 )
-from tests.support.remote_app import remote_apps
+from tests.support.remote_app import AppCall, RemoteApps, remote_apps
 from tests.support.server import Server, serve
-from tests.support.websocket_client import open_websocket
+from tests.support.websocket_client import WebSocketClient, open_websocket
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -53,6 +67,20 @@ async def test_nothing_fails_in_twenty_reloads():
         assert_nothing_failed(clients)
 
 
+async def test_uploads_downloads_and_tunnels_survive_reloads():
+    """Several streams at a time on each connection, with bodies larger than any window."""
+    kinds = (Streams2, Streams3, WebSockets2, WebSockets3)
+    async with serve(workers=2, tls=True, http3=True, ws_drain="close") as server:
+        async with load(server, kinds) as clients:
+            for generation in range(2, 5):
+                await reload(server, generation)
+                newest = set(server.worker_pids)
+                for client in clients[:2]:
+                    await client.wait_served_by(newest)
+        print(summary(clients))
+        assert_nothing_failed(clients)
+
+
 BROKEN = {
     "an import that fails": ("import nothing_of_that_name", "No module named 'nothing_of_that"),
     "a syntax error": ("app = (", r"SyntaxError|was never closed"),
@@ -70,7 +98,7 @@ BAD_OPTIONS = {
     "max_request = 5": "max_requests",
     "header = [5]": "header",
 }
-REFUSED = "reload refused, everything stays as it is: (.*)"
+NOT_RELOADED = "reload refused, everything stays as it is: (.*)"
 GOOD = "from tests.support.apps import app"
 
 
@@ -105,7 +133,7 @@ async def test_a_new_generation_that_fails_changes_nothing(tmp_path, manager):
                 options.write_text(content)
                 start = server.log.end
                 server.send_signal(signal.SIGHUP)
-                line = await server.wait_line(REFUSED, start)
+                line = await server.wait_line(NOT_RELOADED, start)
                 assert reason in line[1]
                 assert line[1] in (await manager.wait_for("READY"))["STATUS"]
             served = {pid for client in clients for pid in client.pids}
@@ -159,39 +187,114 @@ async def test_a_broken_certificate_changes_nothing(tmp_path):
         assert_nothing_failed(clients)
 
 
-async def test_what_began_before_a_reload_ends_normally():
-    """A response that streams, and a conversation that the drain may not break off."""
-    async with (
-        serve(workers=2, ws_drain="keep") as server,
-        remote_apps() as apps,
-        http1(server) as connection,
-        http1(server) as other,
-    ):
+@dataclass
+class Begun:
+    """A response that streams and a WebSocket, both of them older than the reload."""
+
+    connection: ClientConnection
+    exchange: ClientExchange
+    call: AppCall
+    websocket: WebSocketClient
+
+    @classmethod
+    async def begin(
+        cls, connection: ClientConnection, other: ClientConnection, apps: RemoteApps
+    ) -> Begun:
         exchange = await connection.start("GET", "/", apps.headers)
         call = await apps.wait_call()
         await call.start_response()
         websocket = await open_websocket(other, "/")
-        await websocket.send_text("before")
-        assert await websocket.read_message() == "before"
-        await reload(server, 2)
-        for number in range(20):
-            await call.send_body(b"part %d" % number)
-            assert await exchange.read() == b"part %d" % number
-            await websocket.send_text(f"{number}")
-            assert await websocket.read_message() == f"{number}"
-        assert (await fetch(server, "/pid")).body != b"%d" % call.pid
-        await call.send_body(b"", more=False)
-        call.finish()
-        assert await exchange.read() == b""
-        await websocket.send_close()
-        assert (await websocket.read_close())[0] == 1000
+        begun = cls(connection, exchange, call, websocket)
+        await begun.go_on("before")
+        return begun
+
+    async def go_on(self, text: str) -> None:
+        await self.call.send_body(text.encode())
+        assert await self.exchange.read() == text.encode()
+        await self.websocket.send_text(text)
+        assert await self.websocket.read_message() == text
+
+    async def assert_refuses_what_is_new(self) -> None:
+        """RFC 9113 §6.8, RFC 9114 §5.2: above the second GOAWAY, as not processed."""
+        while len(self.connection.goaways) < 2:
+            await asyncio.sleep(0.01)
+        with pytest.raises(ExchangeFailed) as failed:
+            await request(self.connection, "GET", "/pid")
+        assert failed.value.code in REFUSED
+
+    async def end(self) -> None:
+        await self.call.send_body(b"", more=False)
+        self.call.finish()
+        assert await self.exchange.read() == b""
+        await self.websocket.send_close()
+        assert (await self.websocket.read_close())[0] == 1000
 
 
-async def test_a_websocket_is_told_to_come_again():
-    async with serve(workers=2, graceful_timeout=6) as server, http1(server) as connection:
-        websocket = await open_websocket(connection, "/")
+@contextlib.asynccontextmanager
+async def every_version(server: Server) -> AsyncIterator[list[list[ClientConnection]]]:
+    """Two connections of each."""
+    plain, secure = ports(server)
+
+    async def connect(version: str) -> ClientConnection:
+        match version:
+            case "1.1":
+                return await Http1Connection.connect("127.0.0.1", plain)
+            case "2":
+                tls = server.client_context("h2")
+                return await Http2Connection.connect("127.0.0.1", secure, tls=tls)
+            case "3":
+                return await Http3Connection.connect("127.0.0.1", secure)
+        tls = server.client_context("http/1.1")
+        return await Http1Connection.connect("127.0.0.1", secure, tls=tls)
+
+    names = ("1.1", "1.1 over TLS", "2", "3")
+    opened = [[await connect(name) for _ in range(2)] for name in names]
+    try:
+        yield opened
+    finally:
+        for connection in itertools.chain(*opened):
+            await connection.close()
+
+
+async def test_what_began_before_a_reload_ends_normally():
+    """Responses that stream, and conversations that the drain may not break off."""
+    async with (
+        serve(
+            workers=2, tls=True, http3=True, insecure_bind="127.0.0.1:0", ws_drain="keep"
+        ) as server,
+        remote_apps() as apps,
+        every_version(server) as connections,
+    ):
+        begun = [await Begun.begin(*pair, apps) for pair in connections]
         await reload(server, 2)
-        assert (await websocket.read_close())[0] == 1012
+        for number in range(5):
+            for one in begun:
+                await one.go_on(f"{number}")
+        new = set(server.worker_pids)
+        assert new.isdisjoint(one.call.pid for one in begun)
+        assert int((await fetch(server, "/pid")).body) in new
+        for one in begun:
+            if one.connection.multiplexed:
+                await one.assert_refuses_what_is_new()
+            await one.go_on("after")
+            await one.end()
+
+
+async def test_websockets_are_told_to_come_again():
+    async with (
+        serve(
+            workers=2, tls=True, http3=True, insecure_bind="127.0.0.1:0", graceful_timeout=4
+        ) as server,
+        every_version(server) as connections,
+    ):
+        websockets = [await open_websocket(pair[0], "/") for pair in connections]
+        await reload(server, 2)
+
+        async def be_told(websocket: WebSocketClient) -> None:
+            assert (await websocket.read_close())[0] == 1012
+            await websocket.send_close(1012)
+
+        await asyncio.gather(*map(be_told, websockets))
 
 
 async def test_reloads_asked_for_at_once_are_two():
