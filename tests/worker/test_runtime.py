@@ -223,6 +223,9 @@ async def test_who_is_asked_to_come_again_and_cannot_yet_is_not_asked_instead_of
         async with await worker.connect() as busy, await worker.connect() as other:
             busy.get("/sleep?milliseconds=60000")
             await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE) == 1)
+            # Who has asked nothing yet is not asked to come again.
+            other.get("/hello")
+            await other.read_response()
             for _ in range(2):
                 worker.control.send(Shed(1))
             fields = {}
