@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,13 @@ from typing import Any
 from h2.errors import ErrorCodes
 
 from asgiri.worker.protocol.http3_frames import ErrorCode
-from tests.support.client import ExchangeFailed, FailureKind, ServerViolation, request
+from tests.support.client import (
+    ExchangeFailed,
+    FailureKind,
+    Response,
+    ServerViolation,
+    request,
+)
 from tests.support.http1_client import Http1Connection
 from tests.support.http2_client import Http2Connection
 from tests.support.http3_client import Http3Connection
@@ -65,16 +72,35 @@ class Client:
     """Requests that the server refused unprocessed, or whose idle connection it had closed."""
     slowest: float = 0.0
     failures: list[str] = field(default_factory=list)
+    excused: list[str] = field(default_factory=list)
+    """Failures that the test has caused itself."""
+    excuse: Callable[[Client], str | None] | None = None
+    """What the test did to the connection in use, if that is why it failed."""
     stopped: bool = False
     pause: float = 0.0
+    opened: float = 0.0
+    """When the connection in use was begun."""
+    asked: float = 0.0
+    """When its latest request was begun."""
+    worker: int | None = None
+    """Who answered on it last."""
 
     async def run(self) -> None:
         while not self.stopped:
+            self.opened = self.asked = time.monotonic()
+            self.worker = None
             try:
                 await self.converse()
             except ERRORS as error:
-                self.failures.append(f"{self.name}: {type(error).__name__}: {error}")
+                self.fail(error)
                 await asyncio.sleep(0.05)
+
+    def fail(self, error: BaseException) -> None:
+        text = f"{self.name}: {type(error).__name__}: {error}"
+        if self.excuse is not None and (fault := self.excuse(self)):
+            self.excused.append(f"{text} ({fault})")
+        else:
+            self.failures.append(text)
 
     async def wait_served_by(self, pids: set[int]) -> None:
         """One of these workers has answered."""
@@ -88,9 +114,9 @@ class Client:
 
     async def measured(self, answer: Any) -> None:
         """Count one answer: the pid of who served it."""
-        begin = time.monotonic()
+        begin = self.asked = time.monotonic()
         async with asyncio.timeout(PATIENCE):
-            pid = int(await answer)
+            pid = self.worker = int(await answer)
         now = time.monotonic()
         self.slowest = max(self.slowest, now - begin)
         self.pids.setdefault(pid, now)
@@ -119,11 +145,11 @@ class KeepAlive(Client):
             while not self.stopped:
                 response = None
 
-                async def answer() -> bytes:
+                async def answer() -> str | bytes:
                     nonlocal response
-                    response = await request(connection, "GET", "/pid")
+                    response = await self.ask(connection)
                     assert response.status == 200, response
-                    return response.body
+                    return response.header("x-pid") or response.body
 
                 await self.measured(answer())
                 if (response.header("connection") or "").lower() == "close":
@@ -136,6 +162,9 @@ class KeepAlive(Client):
             self.repeated += 1
         finally:
             await connection.close()
+
+    async def ask(self, connection: Http1Connection) -> Response:
+        return await request(connection, "GET", "/pid")
 
 
 class SecureKeepAlive(KeepAlive):
@@ -159,7 +188,7 @@ class Multiplexed(Client):
         try:
             while not self.stopped and not self.is_going_away(connection):
                 try:
-                    await self.measured(fetch_pid(connection))
+                    await self.measured(self.ask(connection))
                 except ExchangeFailed as error:
                     if not self.is_refusal(connection, error):
                         raise
@@ -167,6 +196,10 @@ class Multiplexed(Client):
                     return
         finally:
             await connection.close()
+
+    async def ask(self, connection: Any) -> str | bytes:
+        """The pid of who answered."""
+        return await fetch_pid(connection)
 
     def is_refusal(self, connection: Any, error: ExchangeFailed) -> bool:
         return error.kind is FailureKind.RESET and error.code in REFUSED
@@ -267,6 +300,7 @@ class WebSockets(Client):
         self.connections += 1
         try:
             websocket = await open_websocket(connection, "/pid")
+            self.worker = int(websocket.head.header("x-pid") or 0) or None
             number = 0
             while not self.stopped and await self._exchange(websocket, f"message {number}"):
                 number += 1
@@ -280,7 +314,7 @@ class WebSockets(Client):
             await connection.close()
 
     async def _exchange(self, websocket: WebSocketClient, text: str) -> bool:
-        begin = time.monotonic()
+        begin = self.asked = time.monotonic()
         await websocket.send_text(text)
         async with asyncio.timeout(PATIENCE):
             while (frame := await websocket.read_frame()).opcode is Opcode.PING:
@@ -337,7 +371,9 @@ async def load(
 
 def ports(server: Server) -> tuple[int, int]:
     """Return the cleartext port and the other one; the same if there is one only."""
-    listening = [port for _, port in server.addresses("tcp")]
+    admin = re.search(r"admin listens on http://[\d.]+:(\d+)", server.log.text)
+    not_ours = int(admin[1]) if admin else 0
+    listening = [port for _, port in server.addresses("tcp") if port != not_ours]
     datagrams = {port for _, port in server.addresses("udp")}
     secure = next((port for port in listening if port in datagrams), listening[0])
     plain = next((port for port in listening if port not in datagrams), secure)
