@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -62,3 +62,31 @@ class Admin:
         while (response := await self.get(path)).status != status:
             assert time.monotonic() < deadline, response
         return response.body.decode().rstrip()
+
+    async def refusals(self) -> dict[str, float]:
+        """What was refused so far, by reason; without those that were not."""
+        counts = (await self.metrics()).by("asgiri_refusals_total", "reason")
+        return {reason: count for reason, count in counts.items() if count}
+
+    async def wait_refusals(self, expected: Mapping[str, float]) -> None:
+        """Exactly this was refused since the server began, besides packets that came late. Counts
+        are published now and then."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            told = await self.refusals()
+            told.pop("quic_retired_connection_id", None)
+            if told == expected:
+                return
+            assert time.monotonic() < deadline, told
+            await asyncio.sleep(0.05)
+
+    async def wait_more_refusals(self, before: Mapping[str, float], **more: int) -> None:
+        """At least so many more of each were refused than before."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            now = await self.refusals()
+            grown = {reason: now.get(reason, 0) - before.get(reason, 0) for reason in more}
+            if all(grown[reason] >= more[reason] for reason in more):
+                return
+            assert time.monotonic() < deadline, (grown, more)
+            await asyncio.sleep(0.05)

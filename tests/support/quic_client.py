@@ -118,6 +118,8 @@ def client_configuration(**options: Any) -> QuicConfiguration:
 class QuicClient:
     """One connection. Subclasses handle its events."""
 
+    connection_type: type[MeteredQuicConnection] = MeteredQuicConnection
+
     def __init__(
         self,
         connected: socket.socket,
@@ -130,7 +132,7 @@ class QuicClient:
         let through, in order; it may keep some for later."""
         self.socket = connected
         self.socket.setblocking(False)
-        self.quic = MeteredQuicConnection(configuration=configuration or client_configuration())
+        self.quic = self.connection_type(configuration=configuration or client_configuration())
         self.shape_out = shape_out
         self.shape_in = shape_in
         self.closed = asyncio.Event()

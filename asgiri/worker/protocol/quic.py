@@ -2,9 +2,9 @@
 Sans-IO.
 
 aioquic owns the protocol (RFC 9000 to 9002). It has no hook for connection IDs, gives receive
-credit as data arrives, and raises on some of what a hostile peer can send. Those three things are
-mended here, in the only module that touches its private names; a test fails when one of them moves,
-and `check_steering` at boot when they mean something else.
+credit as data arrives, and raises on some of what a hostile peer can send, or lets it pass. Those
+things are mended here, in the only module that touches its private names; a test fails when one of
+them moves, and `check_steering` at boot when they mean something else.
 
 Connection IDs. Every ID that a client learns comes from the worker's mint, its reset token from the
 shared key.
@@ -19,18 +19,20 @@ the congestion controller, `held` adds what is under way.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aioquic
-from aioquic.buffer import Buffer  # type: ignore[attr-defined]
+from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     Limit,
     QuicConnection,
+    QuicConnectionError,
     QuicConnectionState,
     QuicNetworkPath,
 )
@@ -53,6 +55,7 @@ from asgiri.ipc.tokens import ResetTokens
 from asgiri.worker.protocol.quic_tls import ClientAuthorities, tls_extension
 
 if TYPE_CHECKING:
+    from aioquic.quic.connection import QuicReceiveContext
     from aioquic.quic.packet_builder import QuicPacketBuilder
     from aioquic.quic.recovery import QuicPacketSpace
     from aioquic.quic.stream import QuicStream
@@ -438,6 +441,17 @@ class SteeredQuicConnection(QuicConnection):
                 limits.append(limit)  # noqa: PERF401 (half the time of a comprehension)
         return limits
 
+    def close(
+        self,
+        error_code: int = QuicErrorCode.NO_ERROR,
+        frame_type: int | None = None,
+        reason_phrase: str = "",
+    ) -> None:
+        # For aioquic a close without a frame type is HTTP/3's, also where it makes one itself.
+        if frame_type is None and not self._is_finished:
+            frame_type = int(QuicFrameType.PADDING)
+        super().close(error_code, frame_type, reason_phrase)
+
     # aioquic calls these
 
     def _initialize(self, peer_cid: bytes) -> None:
@@ -469,6 +483,39 @@ class SteeredQuicConnection(QuicConnection):
         for entry in self._host_cids[known:]:
             entry.cid = self._mint.mint()
             entry.stateless_reset_token = self._reset_tokens.token(entry.cid)
+
+    def _handle_ack_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
+        super()._handle_ack_frame(context, frame_type, buf)
+        # RFC 9000 §13.1: who acknowledges what was not sent makes us send faster (§21.4).
+        if self._spaces[context.epoch].largest_acked_packet >= self._packet_number:
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "acknowledges what was never sent"
+            )
+
+    def _handle_new_connection_id_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        sequence_number = buf.pull_uint_var()
+        if buf.pull_uint_var() > sequence_number:  # RFC 9000 §19.15
+            raise QuicConnectionError(
+                QuicErrorCode.FRAME_ENCODING_ERROR, frame_type, "retires later connection IDs"
+            )
+        if not self._peer_cid.cid:
+            raise QuicConnectionError(
+                QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "no connection ID was wanted"
+            )
+        buf.seek(start)
+        super()._handle_new_connection_id_frame(context, frame_type, buf)
+
+    def _parse_transport_parameters(self, data: bytes, from_session_ticket: bool = False) -> None:
+        if _repeats_itself(data):
+            raise QuicConnectionError(
+                QuicErrorCode.TRANSPORT_PARAMETER_ERROR,
+                int(QuicFrameType.CRYPTO),
+                "a transport parameter comes twice",
+            )
+        super()._parse_transport_parameters(data, from_session_ticket)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         for limit in self._due_limits():
@@ -510,6 +557,20 @@ class SteeredQuicConnection(QuicConnection):
             )
         else:
             self._is_given_up = True  # too broken even to say goodbye
+
+
+def _repeats_itself(parameters: bytes) -> bool:
+    """A transport parameter comes twice (RFC 9000 §7.4). False when they cannot be read."""
+    buffer = Buffer(data=parameters)
+    seen = set()
+    with contextlib.suppress(BufferReadError):
+        while not buffer.eof():
+            key = buffer.pull_uint_var()
+            if key in seen:
+                return True
+            seen.add(key)
+            buffer.pull_bytes(buffer.pull_uint_var())
+    return False
 
 
 # Before a connection exists

@@ -184,7 +184,17 @@ def test_every_private_name_of_aioquic_that_we_use_is_still_there(pair: Pair):
     assert ours & set(vars(base)) == set()
 
 
-@pytest.mark.parametrize("name", ["_write_connection_limits", "_write_stream_limits"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "close",
+        "_handle_ack_frame",
+        "_handle_new_connection_id_frame",
+        "_parse_transport_parameters",
+        "_write_connection_limits",
+        "_write_stream_limits",
+    ],
+)
 def test_what_we_override_is_still_called_as_we_define_it(name: str):
     theirs = inspect.signature(getattr(QuicConnection, name))
     ours = inspect.signature(getattr(SteeredQuicConnection, name))
@@ -483,6 +493,7 @@ FRAMES = {
     "ACK of less than nothing": b"\x02\x00\x00\x00\x05",
     "MAX_STREAMS of 2^61": b"\x12" + write_integer(1 << 61),
     "HANDSHAKE_DONE": b"\x1e",
+    "ACK of what was never sent": b"\x02" + write_integer(1 << 30) + b"\0\0\0",
 }
 
 
