@@ -369,9 +369,9 @@ class Worker:
         except ChannelClosedError:
             self._loop.remove_reader(self._resources.connections.fileno())
             return 0
-        for listener, fd in received:
-            self._tcp.adopt(listener, fd)
-        if received and self._was_wanted_back:
+        directly = self._was_wanted_back
+        begun = [self._tcp.adopt(listener, fd, directly=directly) for listener, fd in received]
+        if directly and not all(begun):
             self._settling = SETTLE_TURNS
             self._loop.call_soon(self._settle)
         return len(received)

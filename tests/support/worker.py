@@ -28,6 +28,11 @@ from asgiri.worker.transport.tcp import TcpEndpoint
 from asgiri.worker.transport.tls import ServerTls
 from tests.support.certificates import certificates
 
+try:
+    from uvloop import Loop as EventLoop
+except ImportError:
+    from asyncio import SelectorEventLoop as EventLoop
+
 PATIENCE = 10.0
 """Longest wait for anything, in seconds; far above what it takes."""
 SWEEP_PERIOD = 0.02
@@ -155,6 +160,24 @@ def make_config(**sections: dict[str, Any]) -> Config:
     return Config.from_values(sections)
 
 
+class DirectLoop(EventLoop):
+    """Marks that connections are to be adopted as those are which the master balances by request:
+    when the request is there, and with no transport of the event loop as long as that goes.
+    """
+
+    PATIENCE = 0.03
+    """Seconds after which a connection that says nothing is adopted too."""
+
+    def when_readable(self, one: socket.socket, do: Callable[[socket.socket], None]) -> None:
+        def once() -> None:
+            self.remove_reader(one)
+            late.cancel()
+            do(one)
+
+        self.add_reader(one, once)
+        late = self.call_later(self.PATIENCE, once)
+
+
 @contextlib.asynccontextmanager
 async def serve_app(
     call: Callable[..., Awaitable[None]],
@@ -193,7 +216,13 @@ async def serve_app(
         with contextlib.suppress(BlockingIOError):
             while True:
                 connection, _ = listening.accept()
-                endpoint.adopt(listener.index, connection.detach())
+                if isinstance(loop, DirectLoop):
+                    loop.when_readable(connection, adopt_directly)
+                else:
+                    endpoint.adopt(listener.index, connection.detach())
+
+    def adopt_directly(connection: socket.socket) -> None:
+        endpoint.adopt(listener.index, connection.detach(), directly=True)
 
     loop.add_reader(listening, accept)
     worker = AppWorker(services, endpoint, listening, secure)

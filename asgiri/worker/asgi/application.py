@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from asgiri.worker.asgi import types
@@ -45,8 +45,16 @@ class Application:
             )
             return None if task.done() else task
 
+        def when_begun(self, callback: Callable[[], None]) -> None:
+            """Call it once what was started has come to its first real wait."""
+            callback()
+
     else:
 
         def start(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
             """Run it as a task; None when it has ended already. The caller keeps the task."""
             return self._loop.create_task(coroutine, context=self.context.copy())
+
+        def when_begun(self, callback: Callable[[], None]) -> None:
+            """Call it once what was started has come to its first real wait."""
+            self._loop.call_soon(callback)

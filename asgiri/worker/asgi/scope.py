@@ -24,6 +24,12 @@ PERCENT: Final = 0x25
 
 Address = tuple[str, int | None]
 
+FILE_OFFERS: Final[dict[str, dict[str, Any]]] = {
+    "http.response.pathsend": {},
+    "http.response.zerocopysend": {},
+}
+"""Extensions that work everywhere."""
+
 
 class ScopeBuilder:
     """What all connections of a worker have in common."""
@@ -39,8 +45,28 @@ class ScopeBuilder:
         """`forwarded`: None when nobody is believed what it says of the client before it."""
         self.forwarded = forwarded
         self.root_path = root_path.rstrip("/")
+        self.raw_root_path = self.root_path.encode()
         self.state = state
         self.asgi_version = asgi_version
+        self.asgi = {"version": asgi_version, "spec_version": SPEC_VERSION}
+        # Keys in the order in which the specification lists them; what is None here each request
+        # sets.
+        self.template: dict[str, Any] = {
+            "type": "http",
+            "asgi": None,
+            "http_version": None,
+            "method": None,
+            "scheme": "http",
+            "path": None,
+            "raw_path": None,
+            "query_string": b"",
+            "root_path": self.root_path,
+            "headers": None,
+            "client": None,
+            "server": None,
+            "state": None,
+            "extensions": None,
+        }
 
     def lifespan_scope(self) -> Scope:
         """The state itself, not a copy: the application fills it."""
@@ -92,41 +118,25 @@ class ConnectionScope:
         secure: bool,
         tls: dict[str, Any] | None,
     ) -> None:
-        self._asgi = {"version": builder.asgi_version, "spec_version": SPEC_VERSION}
+        self._asgi = builder.asgi
         self._root_path = builder.root_path
-        self._raw_root_path = builder.root_path.encode()
+        self._raw_root_path = builder.raw_root_path
         reader = builder.forwarded
         self._reader = reader if reader is not None and reader.believes(client) else None
         self._forwarded = NOTHING
         """What a proxy says with `_headers`."""
         self._state = builder.state
         self._extensions: dict[str, dict[str, Any]] = {} if tls is None else {"tls": tls}
-        self._plain_offers = self._extensions | {
-            "http.response.pathsend": {},
-            "http.response.zerocopysend": {},
-        }
+        self._plain_offers = FILE_OFFERS if tls is None else self._extensions | FILE_OFFERS
         """What every request is offered."""
         self._headers: Headers = []
-        self._offers = self._plain_offers | {"http.response.early_hint": {}}
+        self._offers = self._plain_offers
         """What requests with `_headers` are offered: those of a connection mostly have the same."""
-        # Keys in the order in which the specification lists them; what is None here each request
-        # sets.
-        self._http: dict[str, Any] = {
-            "type": "http",
-            "asgi": None,
-            "http_version": None,
-            "method": None,
-            "scheme": "https" if secure else "http",
-            "path": None,
-            "raw_path": None,
-            "query_string": b"",
-            "root_path": builder.root_path,
-            "headers": None,
-            "client": client,
-            "server": server,
-            "state": None,
-            "extensions": None,
-        }
+        http = self._http = builder.template.copy()
+        if secure:
+            http["scheme"] = "https"
+        http["client"] = client
+        http["server"] = server
 
     def http_scope(self, request: RequestReceived) -> Scope:
         """Scope of one HTTP exchange."""

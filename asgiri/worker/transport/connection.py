@@ -20,6 +20,7 @@ from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.asgi.scope import ConnectionScope
 from asgiri.worker.protocol.events import HttpEngine
 from asgiri.worker.transport.deadlines import NEVER
+from asgiri.worker.transport.direct import DirectProtocol
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.session import HttpSession
 
@@ -43,13 +44,14 @@ class Stage(enum.Enum):
     """Another session has taken over."""
 
 
-class TcpConnection(HttpSession, asyncio.Protocol):
+class TcpConnection(HttpSession, DirectProtocol):
     """An open connection. A subclass per version sets `deadline` and says what happens when it has
     passed.
     """
 
     __slots__ = (
         "_closed",
+        "_reading_paused",
         "_secure",
         "_stage",
         "_stalled_since",
@@ -75,6 +77,7 @@ class TcpConnection(HttpSession, asyncio.Protocol):
         self._closed = closed
         self._secure = transport.get_extra_info("ssl_object") is not None
         self._stage = Stage.OPEN
+        self._reading_paused = False
         self._unwritten = 0
         """Size of the transport's buffer when it was last looked at."""
         self._stalled_since = 0.0
@@ -90,6 +93,16 @@ class TcpConnection(HttpSession, asyncio.Protocol):
         self._transport.set_write_buffer_limits(flow.high_water, flow.low_water)
 
     # asyncio.Protocol; pause_writing and resume_writing are HttpSession's
+
+    def go_on_with(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        if self._reading_paused:
+            # uvloop begins to read after this call, whatever is said before it returns.
+            self._services.loop.call_soon(self._pause_again)
+
+    def _pause_again(self) -> None:
+        if self._reading_paused and self._stage is Stage.OPEN:
+            self._transport.pause_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stage = Stage.CLOSING  # uvloop's transports raise when they are used from here on

@@ -19,6 +19,7 @@ from asgiri.worker.protocol.events import PeerViolation, RequestReceived
 from asgiri.worker.protocol.http1 import Http1Connection, Http1Phase
 from asgiri.worker.transport.connection import Stage, TcpConnection
 from asgiri.worker.transport.deadlines import NEVER
+from asgiri.worker.transport.direct import DirectTransport
 from asgiri.worker.transport.flow import ReceiveBacklog
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.sendfile import FileSending, SendTimeoutError
@@ -63,7 +64,6 @@ class Http1Session(TcpConnection):
         "_held",
         "_held_parts",
         "_http1",
-        "_reading_paused",
         "_request_open",
         "_switch_to_http2",
     )
@@ -94,13 +94,12 @@ class Http1Session(TcpConnection):
         self._file: FileSending | None = None
         self._drained: Waiters | None = None  # made when a file waits for it
         self._backlog = ReceiveBacklog(services.config.flow)
-        self._reading_paused = False
         self._armed_phase = HEAD
         """What `deadline` waits for the end of."""
         self.deadline = head_deadline
         self._request_open = False
         """The peer has more to send of what we shall not read."""
-        self._drain_due = services.draining and not self._is_wanted_back
+        self._drain_due = services.draining and not self.is_wanted_back
         """The engine is to be told with the next request; told while it waits, it would end."""
 
     # asyncio.Protocol
@@ -131,10 +130,15 @@ class Http1Session(TcpConnection):
             return
         buffers = self._http1.buffers_to_send()
         if buffers:
-            if len(buffers) == 1:
-                self._transport.write(buffers[0])
+            transport = self._transport
+            if transport.is_closing():
+                # Lost, which we are told on the loop's next turn; an application that writes on
+                # and on would not let that come.
+                self._tell_disconnected()
+            elif len(buffers) == 1:
+                transport.write(buffers[0])
             else:
-                self._transport.writelines(buffers)
+                transport.writelines(buffers)
                 # asyncio's writelines (3.12 to 3.13) does not look whether the buffer is above its
                 # mark; this does.
                 self._set_write_marks()
@@ -243,6 +247,12 @@ class Http1Session(TcpConnection):
         if self._drained is not None:
             self._drained.wake()
 
+    def go_on_with(self, transport: asyncio.Transport) -> None:
+        super().go_on_with(transport)
+        if self.is_wanted_back:
+            # The answer may have been complete already.
+            self._services.loop.call_soon(self.hand_back_if_idle)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_file()
         super().connection_lost(exc)
@@ -314,7 +324,7 @@ class Http1Session(TcpConnection):
         config = self._services.config.http1
         if phase is WAITING:
             self.deadline = self._services.now() + config.keep_alive
-            if self._is_wanted_back:
+            if self.is_wanted_back and type(self._transport) is not DirectTransport:
                 # When what is written has left: uvloop writes at the end of its turn.
                 self._services.loop.call_soon(self.hand_back_if_idle)
         elif phase is not HEAD:
@@ -362,7 +372,7 @@ class Http1Session(TcpConnection):
     # Handing back
 
     @property
-    def _is_wanted_back(self) -> bool:
+    def is_wanted_back(self) -> bool:
         hand_back = self._services.hand_back
         return self._hand_back is not None and hand_back is not None and hand_back.wanted
 
@@ -394,7 +404,7 @@ class Http1Session(TcpConnection):
     # Drain
 
     def begin_drain(self) -> None:
-        if self._is_wanted_back:
+        if self.is_wanted_back:
             # Nothing to tell the client: another worker serves its next request.
             self.hand_back_if_idle()
             return

@@ -40,7 +40,6 @@ class Http2Session(TcpConnection):
         "_idle_since",
         "_peer_closed",
         "_pinged",
-        "_reading_paused",
         "_write_due",
     )
 
@@ -55,7 +54,6 @@ class Http2Session(TcpConnection):
         super().__init__(services, engine, scopes, transport, closed)
         self._http2 = engine
         self._write_due = False
-        self._reading_paused = False
         self._peer_closed = False
         self._pinged = False
         self._heard_at = self._idle_since = services.now()

@@ -123,9 +123,12 @@ class HttpSession:
             return
         self._gone = True
         self._deferred.clear()
+        self._tell_disconnected()
+        self._forget_if_finished()
+
+    def _tell_disconnected(self) -> None:
         for exchange in list(self._exchanges.values()):
             exchange.disconnected()
-        self._forget_if_finished()
 
     def pause_writing(self) -> None:
         """The transport's buffer is above its high-water mark: every exchange waits."""
@@ -210,8 +213,7 @@ class HttpSession:
             case PeerViolation():
                 self._violation(event)
             case ConnectionEnded(reason, abort):
-                for exchange in list(self._exchanges.values()):
-                    exchange.disconnected()
+                self._tell_disconnected()
                 if abort:
                     self._abort(reason)
                 else:

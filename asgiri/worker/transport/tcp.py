@@ -28,6 +28,7 @@ from asgiri.worker.protocol.http1_llhttp import LlhttpParser
 from asgiri.worker.protocol.http2 import Http2Connection
 from asgiri.worker.protocol.sniff import Sniffed, sniff
 from asgiri.worker.transport.connection import TcpConnection
+from asgiri.worker.transport.direct import DirectProtocol, DirectTransport, Successor
 from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.proxied import read_proxy_header
@@ -36,6 +37,7 @@ from asgiri.worker.transport.tls import ServerTls, handshaking
 
 logger = logging.getLogger("asgiri.worker")
 
+WILDCARDS: Final = frozenset(("", "0.0.0.0", "::"))  # noqa: S104
 TLS_SHUTDOWN_TIMEOUT: Final = 10.0
 """How long a peer may take for its close_notify, and for the last 64 KiB before it."""
 HANDSHAKE_REFUSALS: Final = {
@@ -93,17 +95,22 @@ class TcpEndpoint:
             config.http2, config.flow, now=services.now, h2c_settings=h2c_settings
         )
 
-    def may_upgrade(self, client: Address | None) -> bool:
-        """Whether this client of cleartext HTTP/1.1 may go on with HTTP/2."""
+    @property
+    def may_upgrade_some(self) -> bool:
+        """Whether any client of cleartext HTTP/1.1 may go on with HTTP/2."""
         http = self.services.config.http
-        if not http.http2 or http.h2c_upgrade is False:
-            return False
+        return http.http2 and http.h2c_upgrade is not False
+
+    def may_upgrade(self, client: Address | None) -> bool:
+        """Whether this one may, if any may."""
+        http = self.services.config.http
         return http.h2c_upgrade is True or (client[0] if client else None) in self._trusted
 
-    def adopt(self, listener_index: int, fd: int) -> None:
+    def adopt(self, listener_index: int, fd: int, *, directly: bool = False) -> bool:
         """Own a connection that the master accepted. Never raises for what the peer did.
 
-        `listener_index` may carry OVERDUE.
+        `listener_index` may carry OVERDUE. `directly`: serve what it has sent before this returns;
+        then it is true that the connection's request has begun, or that there will be none.
         """
         overdue = listener_index & OVERDUE != 0
         listener_index &= ~OVERDUE
@@ -116,7 +123,7 @@ class TcpEndpoint:
             logger.error("a connection of listener %d came, which is not ours", listener_index)
             os.close(fd)
             self.closed()
-            return
+            return True
         connection = _socket_of(fd, listener)
         try:
             client, server = _addresses(connection, listener)
@@ -124,7 +131,7 @@ class TcpEndpoint:
             # The peer has reset it while it was on its way to us.
             connection.close()
             self.closed()
-            return
+            return True
         if self._proxies is not None:
             task = self.services.loop.create_task(
                 self._open_announced(listener, connection, client, server, overdue=overdue),
@@ -132,10 +139,46 @@ class TcpEndpoint:
             )
             self._unannounced.add(task)
             task.add_done_callback(self._unannounced.discard)
-            return
+            return False
         new = NewConnection(self, listener.index, self._tls_of(listener), client, server)
         new.overdue = overdue
+        if directly and new.tls is None:
+            return self._serve_directly(new, connection)
         self._begin(new, connection)
+        return False
+
+    def _serve_directly(self, new: NewConnection, connection: socket.socket) -> bool:
+        direct = DirectTransport(self.services.loop, connection, new, self._promote)
+        self.unopened.add(new)
+        new.connection_made(direct)
+        try:
+            data = direct.read()
+        except OSError:
+            direct.abort()
+            return True
+        if data is None:
+            direct.promote()
+            return False
+        if data:
+            new.data_received(data)
+            self.services.requests.application.when_begun(lambda: _end_or_promote(direct))
+        else:
+            direct.close()
+        return True
+
+    def _promote(self, successor: Successor, connection: socket.socket) -> None:
+        task = self.services.requests.application.start(self._continue(successor, connection))
+        if task is not None:
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _continue(self, successor: Successor, connection: socket.socket) -> None:
+        loop = self.services.loop
+        try:
+            await loop.connect_accepted_socket(lambda: successor, connection)
+        except OSError as error:
+            connection.close()
+            successor.failed(error)
 
     def _tls_of(self, listener: ListenerInfo) -> ServerTls | None:
         return self.tls if listener.tls and not listener.insecure else None
@@ -228,7 +271,7 @@ class TcpEndpoint:
             task.cancel()
 
 
-class NewConnection(asyncio.Protocol):
+class NewConnection(DirectProtocol):
     """An adopted connection until its version is known: by ALPN after the TLS handshake, else by
     the first bytes.
     """
@@ -287,6 +330,9 @@ class NewConnection(asyncio.Protocol):
                 case "http/1.1" | "http/1.0":
                     self._become_http1(transport)
                 # None: a client without ALPN. Its first bytes tell, as they do without TLS.
+
+    def go_on_with(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         assert self._transport is not None
@@ -390,10 +436,13 @@ class NewConnection(asyncio.Protocol):
         )
 
     def _switch_to_http2(self, transport: asyncio.Transport) -> SwitchToHttp2 | None:
-        if self.tls is not None or not self._endpoint.may_upgrade(self._client):
+        if self.tls is not None or not self._endpoint.may_upgrade_some:
             return None
 
         def switch(settings: bytes) -> Http2Session | None:
+            # Asked only now: 0.5 us for each connection, and few want it.
+            if not self._endpoint.may_upgrade(self._client):
+                return None
             try:
                 engine = self._endpoint.http2_engine(settings)
             except ValueError as error:
@@ -435,6 +484,14 @@ def _socket_of(fd: int, listener: ListenerInfo) -> socket.socket:
     return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, fileno=fd)
 
 
+def _end_or_promote(direct: DirectTransport) -> None:
+    protocol = direct.get_protocol()
+    if isinstance(protocol, Http1Session) and protocol.is_wanted_back:
+        protocol.hand_back_if_idle()
+    if not direct.is_over:
+        direct.promote()
+
+
 def _addresses(
     connection: socket.socket, listener: ListenerInfo
 ) -> tuple[Address | None, Address | None]:
@@ -442,4 +499,7 @@ def _addresses(
     if listener.kind == "unix":
         return None, (listener.path, None)
     # IPv6: flow label and scope id have no place in a scope.
-    return connection.getpeername()[:2], connection.getsockname()[:2]
+    client = connection.getpeername()[:2]
+    if listener.host in WILDCARDS:
+        return client, connection.getsockname()[:2]
+    return client, (listener.host, listener.port)

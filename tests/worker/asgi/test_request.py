@@ -5,6 +5,8 @@ import contextlib
 import contextvars
 import gc
 import logging
+import socket
+import struct
 
 import pytest
 
@@ -13,6 +15,7 @@ from asgiri.ipc.scoreboard import Cell
 from tests.support.worker import serve_app
 
 ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 END = {"type": "http.response.body"}
@@ -429,6 +432,26 @@ async def test_sender_that_waits_for_the_client_is_woken_by_its_end():
         (session,) = worker.services.sessions
         await worker.wait_until(lambda: session._writing_paused)
         client.reset()
+        await wait(call.ended)
+    assert isinstance(call.raised, ClientDisconnected)
+
+
+async def test_sender_that_never_waits_is_told_that_the_client_has_gone():
+    go = asyncio.Event()
+
+    async def app(receive, send):
+        await go.wait()
+        await send(START)
+        while True:
+            await send(body(b"x" * 100_000, more=True))
+
+    call = Call(app)
+    async with serve_app(call) as worker:
+        with socket.create_connection(worker.address) as client:
+            client.sendall(b"GET / HTTP/1.1\r\nHost: example\r\n\r\n")
+            await wait(call.began)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        go.set()
         await wait(call.ended)
     assert isinstance(call.raised, ClientDisconnected)
 

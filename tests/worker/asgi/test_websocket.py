@@ -20,6 +20,7 @@ from tests.support.websocket_client import (
 from tests.support.worker import serve_app
 
 ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 
 VERSIONS = {"http1": Http1Connection, "http2": Http2Connection}
 ACCEPT = {"type": "websocket.accept"}

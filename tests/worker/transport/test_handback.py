@@ -17,7 +17,10 @@ import pytest
 from asgiri.ipc.channel import OVERDUE, ConnectionChannel
 from asgiri.ipc.scoreboard import PAGE_SIZE, AssignmentCell, Assignments, Cell
 from asgiri.worker.transport.handback import HandBack
-from tests.support.worker import PATIENCE, AppWorker, Connection, serve_app
+from tests.support.worker import PATIENCE, AppWorker, Connection, DirectLoop, serve_app
+
+ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 
 
 @dataclass
@@ -45,7 +48,9 @@ class Scene:
     async def cycle(self, client: Connection, fd: int | None = None) -> int:
         """One request, on a connection that the worker is given for it; where it is after it."""
         if fd is not None:
-            self.worker.endpoint.adopt(0, fd)
+            self.worker.endpoint.adopt(
+                0, fd, directly=isinstance(asyncio.get_running_loop(), DirectLoop)
+            )
         client.get("/")
         assert (await client.read_response())[0] == 200
         return (await self.given_back())[1]

@@ -10,6 +10,7 @@ from asgiri.ipc.scoreboard import Cell
 from tests.support.worker import serve_app
 
 ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 
 START = {"type": "http.response.start", "status": 200, "headers": []}
 

@@ -22,6 +22,7 @@ from tests.support.stream import ByteStream
 from tests.support.worker import serve_app
 
 ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 
 PING, SETTINGS, GOAWAY, RST_STREAM = 6, 4, 7, 3
 

@@ -13,6 +13,7 @@ from asgiri.worker.transport.sendfile import FileSending, SendTimeoutError
 from tests.support.apps import pattern
 
 ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 pytestmark = pytest.mark.linux
 
 SIZE = 8 << 20

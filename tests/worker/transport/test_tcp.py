@@ -14,6 +14,7 @@ from tests.support.certificates import certificates
 from tests.support.worker import serve_app
 
 ON_BOTH_EVENT_LOOPS = True
+WITHOUT_TRANSPORTS_TOO = True
 
 
 async def hello(scope, receive, send):
