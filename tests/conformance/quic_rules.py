@@ -315,7 +315,7 @@ for offset in (LARGEST, LARGEST - 1):
     closes(
         S,
         f"CRYPTO that ends behind 2^62 ({offset & 3})",
-        FRAME_ENCODING_ERROR,
+        CRYPTO_BUFFER_EXCEEDED,
         b"\x06" + number(offset) + b"\x05hello",
     )
 closes("RFC 9000 §19.7", "NEW_TOKEN by a client", PROTOCOL_VIOLATION, b"\x07\x01x")
@@ -564,6 +564,7 @@ for packet, act in (("Initial", in_initial), ("Handshake", in_handshake)):
         f"CRYPTO far ahead in {packet}",
         Closed(CRYPTO_BUFFER_EXCEEDED),
         act(b"\x06" + number(1 << 25) + b"\x01x"),
+        Refusal.QUIC_CRYPTO_BUFFER,
     )
     handshake_rule(
         "RFC 9000 §13.1",

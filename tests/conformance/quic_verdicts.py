@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from aioquic.quic.packet import QuicErrorCode
+
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.http3 import _REFUSALS
 from asgiri.worker.protocol.http3_frames import ErrorCode
@@ -105,6 +107,8 @@ class Rule:
 def counter_of(verdict: Verdict) -> Refusal | None:
     """Where the server counts what it refuses like this, unless a rule says otherwise."""
     match verdict:
+        case Closed(code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED):
+            return Refusal.QUIC_CRYPTO_BUFFER
         case Closed():
             return Refusal.QUIC_PROTOCOL_ERROR
         case ClosedByHttp(code=code):

@@ -22,9 +22,11 @@ from aioquic.quic.events import (
     StreamDataReceived,
 )
 from aioquic.quic.events import StreamReset as QuicStreamReset
+from aioquic.quic.packet import QuicErrorCode
 
 from asgiri.config import FlowConfig, Http3Config
 from asgiri.ipc.scoreboard import Refusal
+from asgiri.worker.protocol.budget import Budget
 from asgiri.worker.protocol.events import ConnectionEnded, Event, PeerViolation
 from asgiri.worker.protocol.http3_control import ClientStreams
 from asgiri.worker.protocol.http3_frames import (
@@ -54,6 +56,17 @@ _REFUSALS: Final = {
     ErrorCode.QPACK_DECODER_STREAM_ERROR: Refusal.HTTP3_COMPRESSION,
 }
 """What ends a connection; all other codes count as HTTP3_PROTOCOL_ERROR."""
+_QUIC_REFUSALS: Final[dict[int, Refusal]] = {
+    QuicErrorCode.CRYPTO_BUFFER_EXCEEDED: Refusal.QUIC_CRYPTO_BUFFER,
+    QuicErrorCode.INTERNAL_ERROR: Refusal.QUIC_FRAME_FLOOD,
+}
+"""What of QUIC's has a counter of its own: that one code we use for limits of our own."""
+
+RETIRED_BURST: Final = 64
+RETIRED_RATE: Final = 4.0
+"""Connection IDs that a client may retire: at once, and per second. Who moves to another network
+retires one, and a migration each second is more than a phone can do. Each makes us mint another and
+remember the old one for a while."""
 
 
 class Http3Connection(RequestStreams):
@@ -74,6 +87,7 @@ class Http3Connection(RequestStreams):
         self.handshake_complete = False
         self._ended = False
         self._draining = False
+        self._retired = Budget(burst=RETIRED_BURST, per_second=RETIRED_RATE)
         self._client_streams = ClientStreams(self._sections)
         self._control_stream = self._encoder_stream = self._decoder_stream = -1
 
@@ -224,6 +238,12 @@ class Http3Connection(RequestStreams):
                 self.connection_id_changes.append((connection_id, True))
             case ConnectionIdRetired(connection_id=connection_id):
                 self.connection_id_changes.append((connection_id, False))
+                if not self._retired.spend(self._now):
+                    self._refuse_connection(
+                        Refusal.QUIC_FRAME_FLOOD,
+                        ErrorCode.H3_EXCESSIVE_LOAD,
+                        f"more than {RETIRED_RATE:.0f} retired connection IDs a second",
+                    )
             case ProtocolNegotiated():
                 self._open_streams()
             case HandshakeCompleted():
@@ -232,8 +252,11 @@ class Http3Connection(RequestStreams):
 
     def _violation(self, violation: FrameViolation) -> None:
         reason = _REFUSALS.get(violation.code, Refusal.HTTP3_PROTOCOL_ERROR)
-        self._events.append(PeerViolation(reason, violation.detail))
-        self._quic.finish(violation.code, violation.detail)
+        self._refuse_connection(reason, violation.code, violation.detail)
+
+    def _refuse_connection(self, reason: Refusal, code: ErrorCode, detail: str) -> None:
+        self._events.append(PeerViolation(reason, detail))
+        self._quic.finish(code, detail)
         self._end()
 
     def _end(self) -> None:
@@ -250,6 +273,8 @@ class Http3Connection(RequestStreams):
                 if self.handshake_complete
                 else Refusal.QUIC_HANDSHAKE_FAILED
             )
+            if quic.fault is None:
+                reason = _QUIC_REFUSALS.get(quic.end_code, reason)
             self._events.append(PeerViolation(reason, quic.end_reason))
         self._events.append(ConnectionEnded(quic.end_reason))
 

@@ -76,6 +76,13 @@ SELF_TEST_FLIGHTS: Final = 16
 MAX_FLIGHT: Final = 4 << 20
 """Bytes that may be under way, whatever the congestion window says. Without it a client that has
 acknowledged a gigabyte makes us keep the next one. 4 MiB are 335 Mbit/s at 100 ms."""
+MAX_CRYPTO: Final = 64 << 10
+"""Bytes of TLS messages that a client may send in each packet number space. A ClientHello takes
+2 KiB, a chain of client certificates 10; RFC 9000 §7.5 asks for 4,096. aioquic takes 512 KiB ahead
+and 16 MiB in order, from everybody who begins a connection."""
+MIN_GAPS: Final = 256
+"""Gaps in what came of a stream, at least; one for each 4 KiB of its window beyond 1 MiB. Each
+costs memory and time (RFC 9000 §21.7), and every fifth packet lost at random makes 140 of them."""
 DEFAULT_ORDER: Final = 3 << 62
 """Where a response stands that has no priority (RFC 9218 §4.1): urgency 3, a part at a time."""
 
@@ -163,6 +170,7 @@ class SteeredQuicConnection(QuicConnection):
         self._connection_step = configuration.max_data // UPDATE_SHARE
         self._stream_window = configuration.max_stream_data
         self._stream_step = configuration.max_stream_data // UPDATE_SHARE
+        self._max_gaps = max(MIN_GAPS, configuration.max_stream_data >> 12)
         self._local_max_streams_bidi.value = self._local_max_streams_bidi.sent = max_streams
         self._local_max_streams_uni.value = self._local_max_streams_uni.sent = UNI_STREAMS
         self._is_given_up = False
@@ -216,6 +224,12 @@ class SteeredQuicConnection(QuicConnection):
     def peer_is_to_blame(self) -> bool:
         """The peer broke a rule of QUIC, for which aioquic closes and has not told it yet."""
         return self._close_pending and not self._is_finished
+
+    @property
+    def end_code(self) -> int:
+        """Code of the CONNECTION_CLOSE, of either side; NO_ERROR when there was none."""
+        event = self._close_event
+        return int(QuicErrorCode.NO_ERROR if event is None else event.error_code)
 
     def finish(self, error_code: int, reason: str) -> None:
         """Close the connection for a reason of HTTP/3's. Does nothing when it is ending already."""
@@ -490,6 +504,29 @@ class SteeredQuicConnection(QuicConnection):
         if self._spaces[context.epoch].largest_acked_packet >= self._packet_number:
             raise QuicConnectionError(
                 QuicErrorCode.PROTOCOL_VIOLATION, frame_type, "acknowledges what was never sent"
+            )
+
+    def _handle_crypto_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        start = buf.tell()
+        if buf.pull_uint_var() + buf.pull_uint_var() > MAX_CRYPTO:
+            raise QuicConnectionError(
+                QuicErrorCode.CRYPTO_BUFFER_EXCEEDED, frame_type, f"above {MAX_CRYPTO} bytes"
+            )
+        buf.seek(start)
+        self._bound_gaps(self._crypto_streams[context.epoch], frame_type)
+        super()._handle_crypto_frame(context, frame_type, buf)
+
+    def _get_or_create_stream(self, frame_type: int, stream_id: int) -> QuicStream:
+        stream = super()._get_or_create_stream(frame_type, stream_id)
+        self._bound_gaps(stream, frame_type)
+        return stream
+
+    def _bound_gaps(self, stream: QuicStream, frame_type: int) -> None:
+        if len(stream.receiver._ranges) > self._max_gaps:
+            raise QuicConnectionError(
+                QuicErrorCode.INTERNAL_ERROR, frame_type, f"above {self._max_gaps} gaps"
             )
 
     def _handle_new_connection_id_frame(

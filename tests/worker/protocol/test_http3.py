@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from asgiri.errors import AppError
 from asgiri.ipc.scoreboard import Refusal
-from asgiri.worker.protocol import http3_control, http3_frames, http3_streams, qpack
+from asgiri.worker.protocol import http3, http3_control, http3_frames, http3_streams, qpack
 from asgiri.worker.protocol.events import (
     BodyEnded,
     BodyReceived,
@@ -1137,6 +1137,20 @@ def test_a_client_that_gives_up_all_it_asks_for_is_sent_away():
     assert given_up > http3_streams.RESET_BURST
     assert pair.closed.error_code == ErrorCode.H3_EXCESSIVE_LOAD
     assert PeerViolation in kinds(pair.events)
+
+
+def test_a_client_that_retires_every_connection_id_is_sent_away(pair: Pair):
+    """Each makes us mint another, and remember the old one."""
+    retired = 0
+    while pair.closed is None:
+        pair.client.change_connection_id()
+        pair.run(0.03)
+        retired += 1
+        assert retired < 2 * http3.RETIRED_BURST
+    assert retired > http3.RETIRED_BURST
+    assert pair.closed.error_code == ErrorCode.H3_EXCESSIVE_LOAD
+    violation = next(event for event in pair.events if isinstance(event, PeerViolation))
+    assert violation.reason is Refusal.QUIC_FRAME_FLOOD
 
 
 def test_calls_that_still_run_count_as_open():

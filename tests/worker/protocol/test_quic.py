@@ -21,16 +21,19 @@ from hypothesis import strategies as st
 
 from asgiri.errors import LocalProtocolError
 from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
+from asgiri.ipc.scoreboard import Refusal
 from asgiri.ipc.tokens import ResetTokens
 from asgiri.worker.protocol import quic
 from asgiri.worker.protocol.events import ConnectionEnded, PeerViolation, ResponseHead
 from asgiri.worker.protocol.http3_frames import DATA, frame, write_integer
 from asgiri.worker.protocol.quic import (
+    MAX_CRYPTO,
+    MIN_GAPS,
     SteeredQuicConnection,
     check_steering,
     parse_initial_untrusted,
 )
-from tests.support.quic_pair import POST, WORKER_ID, Pair, codec, secrets
+from tests.support.quic_pair import POST, SERVER_ADDRESS, WORKER_ID, Pair, codec, secrets
 
 VERSION = re.escape(aioquic.__version__)
 
@@ -188,7 +191,9 @@ def test_every_private_name_of_aioquic_that_we_use_is_still_there(pair: Pair):
     "name",
     [
         "close",
+        "_get_or_create_stream",
         "_handle_ack_frame",
+        "_handle_crypto_frame",
         "_handle_new_connection_id_frame",
         "_parse_transport_parameters",
         "_write_connection_limits",
@@ -505,6 +510,58 @@ def test_a_frame_that_breaks_quic_ends_the_connection_with_a_counter(pair: Pair,
     assert pair.closed.error_code != QuicErrorCode.NO_ERROR
     assert [type(event) for event in pair.events[-2:]] == [PeerViolation, ConnectionEnded]
     assert pair.quic.fault is None
+
+
+@pytest.mark.parametrize("epoch", [Epoch.INITIAL, Epoch.HANDSHAKE, Epoch.ONE_RTT])
+def test_what_a_client_may_send_of_tls_is_bounded(epoch: Epoch):
+    """aioquic 501, CVE-2024-1765: a message that announces 16 MiB, in order, byte by byte."""
+    pair = Pair(connect=False)
+    for datagram in first_flight(pair):
+        if epoch is not Epoch.INITIAL:
+            pair.to_server(datagram)
+    if epoch is not Epoch.INITIAL:
+        for datagram in pair.from_server():
+            pair.client.receive_datagram(datagram, SERVER_ADDRESS, pair.now)
+    if epoch is Epoch.ONE_RTT:
+        pair.run()
+    message = b"\x0b\xff\xff\xff" if epoch is Epoch.HANDSHAKE else b"\x01\xff\xff\xff"
+    message += bytes(996)
+    sent = 0
+    while pair.quic.end_code == 0 and sent < 2 * MAX_CRYPTO:
+        crypto = b"\x06" + write_integer(sent) + write_integer(1000) + message
+        datagram = pair.forge(crypto, epoch)
+        pair.to_server(datagram.ljust(1200, b"\0") if epoch is Epoch.INITIAL else datagram)
+        message = bytes(1000)
+        sent += 1000
+    assert MAX_CRYPTO - 1000 < sent < MAX_CRYPTO + 1000
+    assert pair.quic.end_code == QuicErrorCode.CRYPTO_BUFFER_EXCEEDED
+    assert pair.events[-2].reason is Refusal.QUIC_CRYPTO_BUFFER
+
+
+@pytest.mark.parametrize("where", ["stream", "crypto"])
+def test_gaps_in_what_came_are_bounded(pair: Pair, where: str):
+    """RFC 9000 §21.7: each octet apart from the next, the last of them first."""
+    offset, frames = 60_000, 0
+    while pair.quic.end_code == 0 and offset > 0:
+        payload = b""
+        while len(payload) < 1000:
+            kind = b"\x0e\x00" if where == "stream" else b"\x06"
+            payload += kind + write_integer(offset) + b"\x01x"
+            offset -= 2
+            frames += 1
+        pair.to_server(pair.forge(payload))
+    assert MIN_GAPS < frames < MIN_GAPS + 500
+    assert pair.quic.end_code == QuicErrorCode.INTERNAL_ERROR
+    assert pair.quic.fault is None
+    assert pair.events[-2].reason is Refusal.QUIC_FRAME_FLOOD
+
+
+def test_a_frame_type_that_is_cut_off_is_quics_affair(pair: Pair):
+    """aioquic closes with HTTP/3's kind of close."""
+    pair.to_server(pair.forge(b"\x01\x40"))
+    pair.run()
+    assert pair.closed is not None
+    assert (pair.closed.error_code, pair.closed.frame_type) == (0x07, 0)
 
 
 def test_what_aioquic_raises_ends_this_connection_only(pair: Pair):
