@@ -132,9 +132,12 @@ def _fail(lines: Iterable[str], code: ExitCode) -> int:
 
 
 def _open_standard_streams() -> None:
-    """Fill descriptors 0 to 2 where they are closed, lest a socket becomes standard error."""
+    """Fill descriptors 0 to 2 where they are closed, lest a socket becomes standard error.
+
+    For the workers, too: they inherit them, or would be in the same danger.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)

@@ -32,7 +32,9 @@ class LineHandler(logging.Handler):
         self.dropped = 0
         self._path = "" if path == "-" else path
         self._unreported = 0
-        self._fd = self._open() if self._path else standard
+        opened = self._open() if self._path else _open_again(standard)
+        self._is_ours = opened is not None
+        self._fd = standard if opened is None else opened
         self._poll = _poll_for(self._fd)
 
     @property
@@ -71,7 +73,7 @@ class LineHandler(logging.Handler):
 
     def close(self) -> None:
         super().close()
-        if self._path and self._fd >= 0:
+        if self._is_ours and self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
@@ -87,7 +89,6 @@ class LineHandler(logging.Handler):
         if self._poll is None:
             os.write(self._fd, content)
             return
-        # O_NONBLOCK would change the descriptor of whoever shares it: the shell, the other workers.
         for start in range(0, len(content), PIPE_CHUNK):
             ready = self._poll.poll(0)
             if not ready or not ready[0][1] & select.POLLOUT:
@@ -137,6 +138,20 @@ def _dropped_text(count: int) -> str:
 
 def _unprintable(record: logging.LogRecord, error: Exception) -> str:
     return f"unprintable log message {record.msg!r}: {type(error).__name__}"
+
+
+def _open_again(standard: int) -> int | None:
+    """Open the pipe that is a standard stream once more, not to block; None where that is denied.
+
+    O_NONBLOCK on the stream itself would change it for whoever shares it: the shell, the other
+    workers. And if two of us ask whether there is room for a line, one may have it and the other
+    one blocks, for as long as nobody reads.
+    """
+    with contextlib.suppress(OSError):
+        if stat.S_ISFIFO(os.fstat(standard).st_mode):
+            flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            return os.open(f"/proc/self/fd/{standard}", flags)
+    return None
 
 
 def _poll_for(fd: int) -> select.poll | None:
