@@ -418,7 +418,8 @@ class TlsConfig(Section):
         tuple[str, ...],
         Option("--certfile", aliases="--ssl-certfile --ssl-certificate", metavar="PATH"),
     ] = ()
-    """Certificate chain in PEM form."""
+    """Certificate chain in PEM form; may be repeated, each with its --keyfile. Clients are shown
+    the one with the name that they ask for (SNI), over TCP and QUIC, or else the first."""
 
     keyfile: Annotated[
         tuple[str, ...], Option("--keyfile", aliases="--ssl-keyfile", metavar="PATH")

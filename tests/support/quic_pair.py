@@ -64,7 +64,9 @@ def make_server(
     return Http3Server(
         config=config or Http3Config(),
         flow=flow or FlowConfig(),
-        tls=TlsConfig(certfile=(str(files.certfile),), keyfile=(str(files.keyfile),), **tls),
+        tls=TlsConfig(
+            **{"certfile": (str(files.certfile),), "keyfile": (str(files.keyfile),), **tls}
+        ),
         mint=ConnectionIdMint(codec(), WORKER_ID, random=os.urandom),
         reset_tokens=ResetTokens(secrets().reset_key),
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from tests.support.client import request
 from tests.support.http1_client import Http1Connection
@@ -18,18 +20,27 @@ from tests.support.stream import ByteStream
 pytestmark = [pytest.mark.slow]
 
 PATIENCE = 20.0
+RSA = trustme.KeyType.RSA
 
 
 class Renewable:
-    """A certificate for localhost in two files."""
+    """A certificate in two files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *names: str,
+        key_type: trustme.KeyType = trustme.KeyType.ECDSA,
+    ) -> None:
+        folder.mkdir(exist_ok=True)
         self.certfile, self.keyfile = folder / "chain.pem", folder / "key.pem"
         self._authority = trustme.CA()
+        self._names = names or ("localhost", "127.0.0.1")
+        self._key_type = key_type
         self.renew()
 
     def renew(self) -> None:
-        leaf = self._authority.issue_cert("localhost", "127.0.0.1")
+        leaf = self._authority.issue_cert(*self._names, key_type=self._key_type)
         fresh = self.certfile.with_suffix(".new")
         leaf.private_key_pem.write_to_path(self.keyfile)
         leaf.cert_chain_pems[0].write_to_path(fresh)
@@ -41,21 +52,25 @@ class Renewable:
         other.private_key_pem.write_to_path(self.keyfile)
 
 
-async def shown_by_tcp(server: Server) -> bytes:
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
-    stream = await ByteStream.connect(server.host, server.port, tls=context)
+async def shown_by_tcp(server: Server, name: str = "localhost") -> bytes:
+    stream = await ByteStream.connect(
+        server.host, server.port, tls=_trusting_anybody(), server_name=name
+    )
     der = stream.tls.getpeercert(binary_form=True)
     stream.close()
     return ssl.DER_cert_to_PEM_cert(der).encode()
 
 
-async def shown_by_quic(server: Server) -> bytes:
-    connection = await Http3Connection.connect(server.host, server.port, verify_mode=ssl.CERT_NONE)
+async def shown_by_quic(server: Server, name: str = "localhost") -> bytes:
+    connection = await Http3Connection.connect(
+        server.host, server.port, verify_mode=ssl.CERT_NONE, server_name=name
+    )
+    seen = connection.quic.tls._peer_certificate.public_bytes(Encoding.PEM)
     response = await request(connection, "GET", "/scope")
     await connection.close()
-    return response.body
+    # The application is told the same.
+    assert seen == json.loads(response.body)["extensions"]["tls"]["server_cert"].encode()
+    return seen
 
 
 async def test_renewed_certificates_are_shown_to_new_connections(tmp_path):
@@ -75,8 +90,7 @@ async def test_renewed_certificates_are_shown_to_new_connections(tmp_path):
             same = 0
             while same < 8:
                 same = same + 1 if await shown_by_tcp(server) == files.pem else 0
-            marker = files.pem.split(b"\n")[1]
-            while marker not in await shown_by_quic(server):
+            while await shown_by_quic(server) != files.pem:
                 pass
         assert (await request(open_before, "GET", "/hello")).status == 200
         await open_before.close()
@@ -86,6 +100,32 @@ async def test_renewed_certificates_are_shown_to_new_connections(tmp_path):
         await server.wait_line("certificates changed, the old ones stay in use", mark)
         assert await shown_by_tcp(server) == before
         assert dict(server.workers) == pids
+
+
+async def test_certificates_are_chosen_by_name_over_tcp_and_quic(tmp_path):
+    first = Renewable(tmp_path / "first", "a.example")
+    second = Renewable(tmp_path / "second", "b.example", "*.c.example", key_type=RSA)
+    options = {
+        "certfile": (first.certfile, second.certfile),
+        "keyfile": (first.keyfile, second.keyfile),
+    }
+    expected = [
+        ("a.example", first),
+        ("b.example", second),
+        ("www.c.example", second),
+        ("unknown.example", first),
+    ]
+    async with serve(workers=1, http3=True, **options) as server:
+        for shown in (shown_by_tcp, shown_by_quic):
+            for name, files in expected:
+                assert await shown(server, name) == files.pem, (shown, name)
+        first.renew()
+        second.renew()
+        async with asyncio.timeout(PATIENCE):
+            for shown in (shown_by_tcp, shown_by_quic):
+                for name, files in expected:
+                    while await shown(server, name) != files.pem:
+                        pass
 
 
 def _trusting_anybody() -> ssl.SSLContext:

@@ -141,9 +141,9 @@ class Http3Connection(RequestStreams):
         """Nothing more will be received or sent."""
         return self._quic.is_ending and not self._quic.close_is_pending
 
-    def tls_extension(self, server_certificate: str) -> dict[str, Any]:
+    def tls_extension(self) -> dict[str, Any]:
         """Value of the `tls` extension of ASGI scopes; known when the handshake is complete."""
-        return self._quic.tls_extension(server_certificate)
+        return self._quic.tls_extension()
 
     # Sending
 

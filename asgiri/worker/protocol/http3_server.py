@@ -8,12 +8,9 @@ from asgiri.config import FlowConfig, Http3Config, TlsConfig
 from asgiri.ipc.connection_id import ConnectionIdMint
 from asgiri.ipc.tokens import ResetTokens
 from asgiri.worker.protocol.http3 import Http3Connection
-from asgiri.worker.protocol.quic import (
-    SteeredQuicConnection,
-    certificate_pem,
-    quic_configuration,
-)
+from asgiri.worker.protocol.quic import SteeredQuicConnection, quic_configuration
 from asgiri.worker.protocol.quic_tls import ClientAuthorities
+from asgiri.worker.protocol.server_names import ServerNames
 
 
 class Http3Server:
@@ -35,14 +32,23 @@ class Http3Server:
         self.load_certificate(tls)
 
     def load_certificate(self, tls: TlsConfig) -> None:
-        """Use the first of the certificates from now on: aioquic chooses none by name."""
-        self._configuration = quic_configuration(
-            self._config,
-            certfile=tls.certfile[0],
-            keyfile=tls.keyfile[0] if tls.keyfile else None,
-            password=tls.keyfile_password,
+        """Use these certificates from now on: the first, unless another one has the name that is
+        asked for.
+        """
+        configurations = [
+            quic_configuration(
+                self._config, certfile=certfile, keyfile=keyfile, password=tls.keyfile_password
+            )
+            for certfile, keyfile in zip(
+                tls.certfile, tls.keyfile or [None] * len(tls.certfile), strict=True
+            )
+        ]
+        self._configuration = configurations[0]
+        self._names = (
+            None
+            if len(configurations) == 1
+            else ServerNames([(each.certificate, each) for each in configurations])
         )
-        self._certificate = certificate_pem(self._configuration)
         self._authorities = (
             None
             if tls.cert_reqs == "none"
@@ -64,6 +70,7 @@ class Http3Server:
             max_streams=self._config.max_streams,
             original_destination_connection_id=original_destination_cid,
             retry_source_connection_id=retried_from,
+            names=self._names,
             authorities=self._authorities,
         )
         if trusted_address is not None:
@@ -72,4 +79,4 @@ class Http3Server:
 
     def tls_extension(self, connection: Http3Connection) -> dict[str, Any]:
         """Value of the `tls` extension of ASGI scopes."""
-        return connection.tls_extension(self._certificate)
+        return connection.tls_extension()

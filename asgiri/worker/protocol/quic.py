@@ -46,13 +46,13 @@ from aioquic.quic.packet import (
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding
 
 from asgiri.config import Http3Config
 from asgiri.errors import LocalProtocolError
 from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
 from asgiri.ipc.tokens import ResetTokens
-from asgiri.worker.protocol.quic_tls import ClientAuthorities, tls_extension
+from asgiri.worker.protocol.quic_tls import ClientAuthorities, prepare_handshake, tls_extension
+from asgiri.worker.protocol.server_names import ServerNames
 
 if TYPE_CHECKING:
     from aioquic.quic.connection import QuicReceiveContext
@@ -102,7 +102,7 @@ class Initial(NamedTuple):
 def quic_configuration(
     config: Http3Config, *, certfile: str, keyfile: str | None, password: str
 ) -> QuicConfiguration:
-    """Read the certificate and return what all connections of a worker share."""
+    """Read a certificate and return what all connections share that are shown it."""
     configuration = QuicConfiguration(
         is_client=False,
         alpn_protocols=[ALPN],
@@ -115,12 +115,6 @@ def quic_configuration(
     )
     configuration.load_cert_chain(certfile, keyfile, password or None)
     return configuration
-
-
-def certificate_pem(configuration: QuicConfiguration) -> str:
-    """Return the certificate that clients are shown."""
-    certificate: x509.Certificate = configuration.certificate
-    return certificate.public_bytes(Encoding.PEM).decode()
 
 
 class _SilentLogger:
@@ -151,9 +145,13 @@ class SteeredQuicConnection(QuicConnection):
         max_streams: int,
         original_destination_connection_id: bytes,
         retry_source_connection_id: bytes | None = None,
+        names: ServerNames[QuicConfiguration] | None = None,
         authorities: ClientAuthorities | None = None,
     ) -> None:
-        """`authorities`: None when clients are not asked for certificates."""
+        """`names`: None when everybody is shown the same certificate. `authorities`: None when
+        clients are not asked for theirs.
+        """
+        self._names = names
         self._authorities = authorities
         self._orders: dict[int, int] = {}
         """Streams that have a priority: smaller goes first."""
@@ -199,9 +197,9 @@ class SteeredQuicConnection(QuicConnection):
         """A packet could be decrypted: the peer made its keys from the connection ID it chose."""
         return self._state is not QuicConnectionState.FIRSTFLIGHT
 
-    def tls_extension(self, server_certificate: str) -> dict[str, Any]:
+    def tls_extension(self) -> dict[str, Any]:
         """Value of the `tls` extension of ASGI scopes; known when the handshake is complete."""
-        return tls_extension(server_certificate, self.tls)
+        return tls_extension(self.tls)
 
     @property
     def is_ending(self) -> bool:
@@ -470,8 +468,8 @@ class SteeredQuicConnection(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
-        if self._authorities is not None:
-            self._authorities.ask(self.tls)
+        if self._names is not None or self._authorities is not None:
+            prepare_handshake(self.tls, self._names, self._authorities)
 
     @property
     def _streams_queue(self) -> list[QuicStream]:

@@ -19,6 +19,7 @@ from asgiri.worker.protocol.client_hello import (
     NO_APPLICATION_PROTOCOL,
     offered_protocols_untrusted,
 )
+from asgiri.worker.protocol.server_names import ServerNames
 
 VERIFY_MODES: Final = {
     "none": ssl.CERT_NONE,
@@ -58,12 +59,7 @@ class ServerTls:
             id(context): _read_leaf(certfile)
             for context, certfile in zip(contexts, tls.certfile, strict=True)
         }
-        self._contexts_by_name = {
-            name: context
-            # Reversed: of two certificates for one name, the first given counts.
-            for context in reversed(contexts)
-            for name in _names(self._certificates[id(context)])
-        }
+        self._names = ServerNames([(self._certificates[id(each)], each) for each in contexts])
         self._cipher_suites = {
             cipher["name"]: cipher["id"] & 0xFFFF for cipher in self.context.get_ciphers()
         }
@@ -76,9 +72,7 @@ class ServerTls:
         """Answer with the certificate for the name the client asks for; else the first."""
         if name is None:
             return
-        name = name.lower()
-        wildcard = f"*.{name.partition('.')[2]}"
-        chosen = self._contexts_by_name.get(name) or self._contexts_by_name.get(wildcard)
+        chosen = self._names.find_untrusted(name)
         if chosen is not None:
             connection.context = chosen
 
@@ -205,14 +199,6 @@ def alpn_protocols(http: HttpConfig) -> list[str]:
 
 def _read_leaf(certfile: str) -> x509.Certificate:
     return x509.load_pem_x509_certificates(Path(certfile).read_bytes())[0]
-
-
-def _names(certificate: x509.Certificate) -> list[str]:
-    try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-    except x509.ExtensionNotFound:
-        return []
-    return [name.lower() for name in names.value.get_values_for_type(x509.DNSName)]
 
 
 def _client_chain(connection: ssl.SSLObject) -> list[bytes]:

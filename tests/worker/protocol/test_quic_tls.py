@@ -1,6 +1,7 @@
 """Client certificates over QUIC: who is let in, and which alert tells the others why."""
 
 import datetime as dt
+import ssl
 
 import pytest
 import trustme
@@ -10,11 +11,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
+from asgiri.config import TlsConfig
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.events import PeerViolation
 from asgiri.worker.protocol.quic_tls import ClientAuthorities
-from tests.support.quic_pair import GET, Pair
+from asgiri.worker.protocol.server_names import ServerNames
+from tests.support.certificates import certificates
+from tests.support.quic_pair import GET, Pair, make_server
 
 AUTHORITY = trustme.CA()
 INTERMEDIATE = AUTHORITY.create_child_ca()
@@ -83,13 +89,13 @@ def test_client_of_the_authority_is_let_in_and_told_of(ca_certs, client):
     pair = shake_hands(ca_certs, client)
     assert pair.engine.handshake_complete
     assert pair.closed is None
-    extension = pair.engine.tls_extension("ours")
+    extension = pair.engine.tls_extension()
     shown = [client["certificate"], *client["certificate_chain"]]
     expected = [certificate.public_bytes(Encoding.PEM).decode() for certificate in shown]
     assert extension["client_cert_chain"] == expected
     assert extension["client_cert_name"] == "CN=client,O=Example\\, Inc."
     assert extension["client_cert_error"] is None
-    assert extension["server_cert"] == "ours"
+    assert extension["server_cert"] == certificates().certfile.read_text()
     pair.request()
     pair.run()
     assert [event.headers for event in pair.take_events()] == [[(b"host", b"a.test")]]
@@ -117,8 +123,8 @@ def test_others_are_told_why_they_are_not(ca_certs, client, alert, cert_reqs):
     pair = shake_hands(ca_certs, client, cert_reqs=cert_reqs)
     if not client and cert_reqs == "optional":
         assert pair.engine.handshake_complete
-        assert pair.engine.tls_extension("ours")["client_cert_chain"] == []
-        assert pair.engine.tls_extension("ours")["client_cert_name"] is None
+        assert pair.engine.tls_extension()["client_cert_chain"] == []
+        assert pair.engine.tls_extension()["client_cert_name"] is None
         return
     assert not pair.engine.handshake_complete
     assert pair.closed.error_code == 0x100 + alert
@@ -153,3 +159,93 @@ def test_file_without_certificates_is_refused(tmp_path, content):
         path.write_bytes(content)
     with pytest.raises((OSError, ValueError)):
         ClientAuthorities(str(path), required=True)
+
+
+# Several certificates of ours
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory):
+    """Options with three certificates, of different kinds of keys, and the certificates in PEM."""
+    folder = tmp_path_factory.mktemp("named")
+    files, shown = [], []
+    for number, (names, kind) in enumerate(
+        [
+            (("a.example",), trustme.KeyType.ECDSA),
+            (("b.example", "A.example"), trustme.KeyType.RSA),
+            (("*.c.example",), trustme.KeyType.ECDSA),
+        ]
+    ):
+        leaf = AUTHORITY.issue_cert(*names, key_type=kind)
+        files.append((folder / f"{number}.pem", folder / f"{number}.key"))
+        leaf.cert_chain_pems[0].write_to_path(files[-1][0])
+        leaf.private_key_pem.write_to_path(files[-1][1])
+        shown.append(leaf.cert_chain_pems[0].bytes().decode())
+    options = {
+        "certfile": tuple(str(certfile) for certfile, _ in files),
+        "keyfile": tuple(str(keyfile) for _, keyfile in files),
+    }
+    return options, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("a.example", 0),
+        ("B.Example", 1),
+        ("www.c.example", 2),
+        ("c.example", 0),
+        ("x.www.c.example", 0),
+        ("unknown.example", 0),
+        (None, 0),
+    ],
+)
+@pytest.mark.parametrize("asking", [False, True])
+def test_a_certificate_is_chosen_by_the_name_that_is_asked_for(
+    named, ca_certs, name, number, asking
+):
+    options, shown = named
+    if asking:
+        options = {**options, "ca_certs": ca_certs, "cert_reqs": "required"}
+    # The client does not trust it, but checks that the server has its key.
+    client = {"server_name": name, "verify_mode": ssl.CERT_NONE, **(issue() if asking else {})}
+    pair = shake_hands_with(options, client)
+    assert pair.engine.handshake_complete, pair.closed
+    extension = pair.engine.tls_extension()
+    assert extension["server_cert"] == shown[number]
+    assert bool(extension["client_cert_chain"]) == asking
+    seen = pair.client.tls._peer_certificate
+    assert seen.public_bytes(Encoding.PEM).decode() == shown[number]
+
+
+def shake_hands_with(options, client):
+    pair = Pair(tls=options, client=client, connect=False)
+    pair.client.connect(("192.0.2.1", 443), now=pair.now)
+    pair.run()
+    return pair
+
+
+def test_certificates_are_exchanged_together(named):
+    options, shown = named
+    server = make_server()
+    server.load_certificate(TlsConfig(**options))
+    assert names_shown(server, "b.example") == shown[1]
+    server.load_certificate(TlsConfig(**{key: value[::-1] for key, value in options.items()}))
+    assert names_shown(server, "b.example") == shown[1]
+    assert names_shown(server, "unknown.example") == shown[2]
+
+
+def names_shown(server, name):
+    pair = Pair(
+        client={"server_name": name, "verify_mode": ssl.CERT_NONE},
+        engine_of=lambda client: server.accept(client.original_destination_connection_id),
+    )
+    return pair.engine.tls_extension()["server_cert"]
+
+
+NAMELESS = ServerNames([(issue()["certificate"], "mine")])
+
+
+@given(st.text(max_size=40))
+def test_no_name_that_a_client_makes_up_raises(name):
+    assert NAMELESS.find_untrusted(name) is None
