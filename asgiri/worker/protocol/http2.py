@@ -7,7 +7,7 @@ connection with the first), and the upgrade from HTTP/1.1.
 
     http2_frames     bytes into frames, before h2 sees them    http2_sending   what leaves
     http2_requests   what the application may see              http2_streams   in which order
-    http2_guard      floods
+    http2_guard      floods                                http2_hpack     fields seen before
 
 Opening windows follows the application: bytes are acknowledged when it has taken them.
 """
@@ -54,7 +54,8 @@ from asgiri.worker.protocol.http2_frames import (
     parse_priority_update,
 )
 from asgiri.worker.protocol.http2_guard import FloodGuard
-from asgiri.worker.protocol.http2_requests import Refused, priority_of, read_request_untrusted
+from asgiri.worker.protocol.http2_hpack import KnowingDecoder, KnowingEncoder
+from asgiri.worker.protocol.http2_requests import Refused, RequestReader, priority_of
 from asgiri.worker.protocol.http2_sending import DRAIN_PING, Http2Sender
 from asgiri.worker.protocol.http2_streams import Stream
 from asgiri.worker.protocol.priority import Priority, parse_priority_untrusted
@@ -93,6 +94,7 @@ class Http2Connection(Http2Sender):
         super().__init__(_new_connection(config), flow, now=now)
         self._config = config
         self._cutter = FrameCutter(max_header_block=config.max_header_list_size)
+        self._requests = RequestReader(max_list_size=config.max_header_list_size)
         self._guard = FloodGuard(max_resets=config.max_resets, now=now)
         self._early_priorities: dict[int, Priority] = {}
         if h2c_settings is None:
@@ -201,9 +203,7 @@ class Http2Connection(Http2Sender):
             code, reason = ErrorCode.REFUSED_STREAM, Refusal.HTTP2_STREAM_LIMIT
             self._violate(stream, code, reason, detail, events)
             return
-        request = read_request_untrusted(
-            event.headers, max_list_size=self._config.max_header_list_size
-        )
+        request = self._requests.read_untrusted(event.headers)
         if isinstance(request, Refused):
             self._refuse_request(stream, request, events)
             return
@@ -215,7 +215,7 @@ class Http2Connection(Http2Sender):
                 stream.id,
                 request.method,
                 request.target,
-                request.headers,
+                request.headers.copy(),
                 "2",
                 ended=stream.remote_ended,
                 protocol=request.protocol,
@@ -357,5 +357,6 @@ def _new_connection(config: Http2Config) -> h2.connection.H2Connection:
     )
     # Above our limit a request is answered with 431, which needs the HPACK state to stay in step;
     # above twice as much the connection ends.
-    connection.decoder.max_header_list_size = 2 * config.max_header_list_size
+    connection.decoder = KnowingDecoder(2 * config.max_header_list_size)
+    connection.encoder = KnowingEncoder()
     return connection

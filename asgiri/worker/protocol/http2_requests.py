@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.events import Headers
 from asgiri.worker.protocol.headers import Malformed, RequestParts, parse_request_untrusted
 from asgiri.worker.protocol.priority import DEFAULT, Priority, parse_priority_untrusted
+
+MAX_KEPT_LIST: Final = 4096
+"""Largest field section that is remembered, as RFC 9113 §6.5.2 counts. Browsers send 2 KiB."""
 
 
 @dataclass(slots=True)
@@ -19,12 +23,30 @@ class Refused:
     detail: str
 
 
-def read_request_untrusted(
-    fields: list[tuple[bytes, bytes]], *, max_list_size: int
-) -> RequestParts | Refused:
-    """Check a decoded field section. Never raises."""
-    if _list_size(fields) > max_list_size:
-        return Refused(431, Refusal.HTTP2_HEADERS_TOO_LARGE, "field section too large")
+class RequestReader:
+    """Checks field sections. It keeps the last of a connection, because most clients send the same
+    fields again: a comparison instead of 7 us.
+    """
+
+    def __init__(self, *, max_list_size: int) -> None:
+        self._max_list_size = max_list_size
+        self._kept: list[tuple[bytes, bytes]] = []
+        self._parts: RequestParts | Refused = _read_parts(self._kept)
+
+    def read_untrusted(self, fields: list[tuple[bytes, bytes]]) -> RequestParts | Refused:
+        """Check a decoded section. Never raises. The result is shared: copy its `headers`."""
+        if fields == self._kept:
+            return self._parts
+        size = _list_size(fields)
+        if size > self._max_list_size:
+            return Refused(431, Refusal.HTTP2_HEADERS_TOO_LARGE, "field section too large")
+        parts = _read_parts(fields)
+        if size <= MAX_KEPT_LIST:
+            self._kept, self._parts = fields, parts
+        return parts
+
+
+def _read_parts(fields: list[tuple[bytes, bytes]]) -> RequestParts | Refused:
     parts = parse_request_untrusted(fields)
     if isinstance(parts, Malformed):
         return Refused(None, Refusal.HTTP2_BAD_HEADERS, parts.detail)

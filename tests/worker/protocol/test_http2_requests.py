@@ -4,7 +4,12 @@ import pytest
 
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.headers import RequestParts
-from asgiri.worker.protocol.http2_requests import Refused, priority_of, read_request_untrusted
+from asgiri.worker.protocol.http2_requests import (
+    MAX_KEPT_LIST,
+    Refused,
+    RequestReader,
+    priority_of,
+)
 from asgiri.worker.protocol.priority import DEFAULT, Priority
 
 GET = [
@@ -17,11 +22,30 @@ SIZE = sum(len(name) + len(value) + 32 for name, value in GET)
 
 
 def read(fields, limit=1000):
-    return read_request_untrusted(fields, max_list_size=limit)
+    return RequestReader(max_list_size=limit).read_untrusted(fields)
 
 
 def test_what_keeps_the_rules_is_passed_on():
     assert isinstance(read(GET, SIZE), RequestParts)
+
+
+def test_what_comes_again_is_not_read_again():
+    reader = RequestReader(max_list_size=1000)
+    post = [(b":method", b"POST"), *GET[1:]]
+    first = reader.read_untrusted(list(GET))
+    assert reader.read_untrusted(list(GET)) is first
+    assert reader.read_untrusted(post).method == "POST"
+    assert reader.read_untrusted(list(GET)) == first
+
+
+def test_nothing_large_is_kept():
+    reader = RequestReader(max_list_size=2 * MAX_KEPT_LIST)
+    large = [*GET, (b"cookie", b"c" * MAX_KEPT_LIST)]
+    assert reader.read_untrusted(large) is not reader.read_untrusted(large)
+
+
+def test_a_section_without_fields_is_malformed():
+    assert read([]).status is None
 
 
 def test_a_list_beyond_the_limit_is_answered_with_431():
