@@ -69,6 +69,7 @@ _RETIRED: Final = 2 * PAGE_SIZE
 _ROWS: Final = 3 * PAGE_SIZE
 _CELLS: Final = PAGE_SIZE // 8
 _ASSIGNMENTS: Final = 128
+_LARGEST: Final = (1 << 64) - 1
 _SUMMED_FROM: Final = 16
 """The checksum covers what comes behind itself."""
 
@@ -189,7 +190,8 @@ class BoardWriter:
         """Add the counters of a worker that was reaped to those of its predecessors."""
         cells, sums = scoreboard.cells, self._retired
         for cell in (*COUNTERS, *range(REFUSALS, _CELLS)):
-            sums[cell] += cells[cell]
+            # As cells wrap: a worker may have reported anything, and the sum has to fit one.
+            sums[cell] = sums[cell] + cells[cell] & _LARGEST
 
     def retired(self) -> dict[str, int]:
         """Return the sums for the next program of this process, which `restore`s them."""

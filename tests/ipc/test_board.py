@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -125,6 +126,19 @@ def test_totals_go_on_under_the_next_program():
     after.writer.restore(before.writer.retired())
     after.publish()
     assert read(after).total(Cell.REQUESTS_HTTP2) == 9
+
+
+def test_what_a_broken_worker_counts_fits_the_totals():
+    """Found by fuzzing: the sums of two such workers were more than a cell takes."""
+    before, after = Board(), Board()
+    for _ in range(2):
+        worker = Worker()
+        worker.scoreboard.set(Cell.REQUESTS_HTTP1, (1 << 64) - 1)
+        before.writer.retire(worker.scoreboard)
+    before.publish()
+    assert read(before).total(Cell.REQUESTS_HTTP1) == (1 << 64) - 2
+    after.writer.restore(orjson.loads(orjson.dumps(before.writer.retired())))
+    after.publish()
 
 
 def test_workers_beyond_the_last_row_are_counted():

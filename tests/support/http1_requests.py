@@ -62,7 +62,7 @@ def _mostly(usual: bytes | list[bytes], others: list[bytes]) -> st.SearchStrateg
     return st.sampled_from(usual * (15 * len(others) // len(usual) + 1) + others)
 
 
-_USUAL_FIELDS = [
+USUAL_FIELDS = [
     b"X: y\r\n", b"Accept: */*\r\n", b"Connection: keep-alive\r\n", b"Connection: close\r\n",
     b"X:y \t\r\n", b"Y:\r\n", b"Expect: 100-continue\r\n",
 ]  # fmt: skip
@@ -73,7 +73,7 @@ _odd_field = st.builds(
     st.sampled_from(VALUES),
     _mostly(b"\r\n", [b" \r\n", b"\n", b"\r\r\n", b"\r"]),
 )
-_usual_field = st.sampled_from(_USUAL_FIELDS)
+_usual_field = st.sampled_from(USUAL_FIELDS)
 _fields = st.lists(st.one_of(*[_usual_field] * 5, _odd_field), max_size=4)
 _chunked = st.builds(
     lambda chunks, end: b"".join(chunks) + end,

@@ -244,7 +244,9 @@ class Http2Sender:
         self._local_end(stream)
 
     def _reset(self, stream: Stream, code: ErrorCode) -> None:
-        self._h2.reset_stream(stream.id, code)
+        # Trailers that break a rule may be what ends an answered stream: h2 has closed it by then.
+        if not (stream.local_ended and stream.remote_ended):
+            self._h2.reset_stream(stream.id, code)
         self._close(stream)
 
     def _close(self, stream: Stream) -> None:

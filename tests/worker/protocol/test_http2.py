@@ -985,6 +985,20 @@ def test_body_and_trailers_behind_an_early_answer_are_dropped(pair):
     assert not pair.take(h2.events.StreamReset)
 
 
+def test_malformed_trailers_behind_an_early_answer_end_nothing_twice(pair):
+    """Found by fuzzing: they close the stream, so that there is nothing to reset."""
+    stream_id = pair.request(POST, end=False)
+    [request] = pair.engine.receive_data(pair.client.data_to_send())
+    pair.engine.send_response(request.stream_id, head(), b"", ended=True)
+    pair.client.send_headers(stream_id, [(b"T", b"1")], end_stream=True)
+    [violation] = pair.engine.receive_data(pair.client.data_to_send())
+    assert violation.reason is Refusal.HTTP2_BAD_HEADERS
+    pair.engine.release(stream_id)
+    pair.exchange()
+    assert pair.engine.is_idle
+    assert not pair.take(h2.events.StreamReset)
+
+
 def test_data_behind_our_reset_is_credited(pair):
     stream_id = pair.request(POST, end=False)
     pair.exchange()

@@ -1,0 +1,10 @@
+"""Every function of ours that takes bytes from somebody else, by name."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.fuzz import ipc, quic, tcp
+from tests.fuzz.target import Target
+
+TARGETS: Final[dict[str, Target]] = {**tcp.TARGETS, **quic.TARGETS, **ipc.TARGETS}
