@@ -178,11 +178,10 @@ def _too_short(name: str) -> FrameViolation:
 
 
 def frame(kind: FrameType, stream_id: int, payload: bytes, flags: int = 0) -> bytes:
-    """Write a frame that h2 has no method for."""
-    return b"%b%c%c%b%b" % (
-        len(payload).to_bytes(3),
-        kind,
-        flags,
-        stream_id.to_bytes(4),
-        payload,
-    )
+    """Write a frame."""
+    return frame_header(kind, stream_id, len(payload), flags) + payload
+
+
+def frame_header(kind: FrameType, stream_id: int, size: int, flags: int = 0) -> bytes:
+    """Write what goes before a payload of so many bytes."""
+    return b"%b%c%c%b" % (size.to_bytes(3), kind, flags, stream_id.to_bytes(4))

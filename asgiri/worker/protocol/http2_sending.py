@@ -1,8 +1,11 @@
 """What leaves on an HTTP/2 connection: responses, credit, resets, GOAWAY. Sans-IO.
 
 Bodies wait in their streams until the peer's windows and the transport let them go; everything else
-is given to h2 at once. A stream is kept until both sides have ended and its application has
-returned.
+leaves at once. A stream is kept until both sides have ended and its application has returned.
+
+Responses are written here, all else by h2, which makes an object of each frame and reads fields
+twice: 14 us for a response that takes 3. What depends on them is told to h2 all the same: states of
+streams, windows, the compression.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from h2.stream import StreamInputs
 from hpack import NeverIndexedHeaderTuple
 
 from asgiri.config import FlowConfig
@@ -24,7 +28,14 @@ from asgiri.worker.protocol.events import (
     StreamResumed,
 )
 from asgiri.worker.protocol.headers import take_from_length
-from asgiri.worker.protocol.http2_frames import MAX_STREAM_ID, ErrorCode, FrameType, frame
+from asgiri.worker.protocol.http2_frames import (
+    MAX_STREAM_ID,
+    ErrorCode,
+    Flag,
+    FrameType,
+    frame,
+    frame_header,
+)
 from asgiri.worker.protocol.http2_streams import SendQueue, Stream
 
 if TYPE_CHECKING:
@@ -68,7 +79,7 @@ class Http2Sender:
         self._peer_going = False
         self._draining = False
         self._ended = False
-        self._out: list[bytes] = []
+        self._out: list[bytes | memoryview] = []
         """Frames written here, in line behind what h2 has queued."""
 
     # Sending
@@ -89,7 +100,7 @@ class Http2Sender:
         # Without a body the head is the end, whatever the application still sends for one.
         finished = bodiless or (ended and not body)
         fields = [_STATUS[head.status], *map(_protect, head.headers)]
-        self._h2.send_headers(stream.id, fields, end_stream=finished)
+        self._write_headers(stream, fields, ended=finished)
         stream.begun = True
         if finished:
             self._local_end(stream)
@@ -239,7 +250,7 @@ class Http2Sender:
     def _answer(self, stream: Stream, status: int) -> None:
         """Answer in the application's place."""
         fields = [_STATUS[status], (b"content-length", b"0")]
-        self._h2.send_headers(stream.id, fields, end_stream=True)
+        self._write_headers(stream, fields, ended=True)
         stream.begun = True
         self._local_end(stream)
 
@@ -322,19 +333,47 @@ class Http2Sender:
         part = stream.take(min(window, self._h2.max_outbound_frame_size))
         ended = stream.ending and not stream.queued
         if part or stream.trailers is None:
-            self._h2.send_data(stream.id, part, end_stream=ended and stream.trailers is None)
+            self._write_data(stream, part, ended=ended and stream.trailers is None)
         self._sending.served(stream)
         if not stream.queued:
             self._sending.discard(stream)
         if ended:
             if stream.trailers is not None:
-                self._h2.send_headers(stream.id, stream.trailers, end_stream=True)
+                self._write_headers(stream, stream.trailers, ended=True)
             self._local_end(stream)
             self._sent_events.extend(self._end_if_empty())
         elif stream.paused and stream.queued <= self._flow.low_water:
             stream.paused = False
             self._sent_events.append(StreamResumed(stream.id))
         return len(part)
+
+    def _write_headers(self, stream: Stream, fields: Headers, *, ended: bool) -> None:
+        """Write the final head of a response, or its trailers."""
+        enter = self._h2.streams[stream.id].state_machine.process_input
+        enter(StreamInputs.SEND_HEADERS)
+        if ended:
+            enter(StreamInputs.SEND_END_STREAM)
+        block = self._h2.encoder.encode(fields)
+        limit = self._h2.max_outbound_frame_size
+        flags = Flag.END_STREAM if ended else 0
+        kind = FrameType.HEADERS
+        self._out.append(self._h2.data_to_send())
+        while len(block) > limit:
+            self._out.append(frame(kind, stream.id, block[:limit], flags))
+            block, flags, kind = block[limit:], 0, FrameType.CONTINUATION
+        self._out.append(frame(kind, stream.id, block, flags | Flag.END_HEADERS))
+
+    def _write_data(self, stream: Stream, part: bytes | memoryview, *, ended: bool) -> None:
+        """Write a frame of a body; the windows have been asked."""
+        states = self._h2.streams[stream.id]
+        states.state_machine.process_input(StreamInputs.SEND_DATA)
+        if ended:
+            states.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+        size, flags = len(part), Flag.END_STREAM if ended else 0
+        states.outbound_flow_control_window -= size
+        self._h2.outbound_flow_control_window -= size
+        header = frame_header(FrameType.DATA, stream.id, size, flags)
+        self._out += (self._h2.data_to_send(), header, part)
 
     def _write_goaway(self, last_id: int, code: ErrorCode) -> None:
         payload = last_id.to_bytes(4) + code.to_bytes(4)

@@ -131,6 +131,25 @@ def pair():
 # Requests and responses
 
 
+def test_a_head_and_trailers_larger_than_a_frame_arrive_whole(pair):
+    stream_id = pair.request()
+    pair.exchange()
+    large = (b"x", bytes(range(65, 91)) * 1500)
+    pair.engine.send_informational(stream_id, 103, [large])
+    pair.engine.send_response(stream_id, head(200, large), b"body", ended=False)
+    pair.engine.send_trailers(stream_id, [large])
+    pair.engine.release(stream_id)
+    assert pair.exchange() == []
+    [early] = pair.take(h2.events.InformationalResponseReceived)
+    [response] = pair.take(h2.events.ResponseReceived)
+    [trailers] = pair.take(h2.events.TrailersReceived)
+    assert early.headers == [(b":status", b"103"), large]
+    assert response.headers == [(b":status", b"200"), large]
+    assert trailers.headers == [large]
+    assert pair.body(stream_id) == b"body"
+    assert pair.engine.is_idle
+
+
 def test_a_request_and_its_answer(pair):
     stream_id = pair.request([*GET, (b"cookie", b"a=1"), (b"cookie", b"b=2"), (b"te", b"trailers")])
     assert pair.exchange() == [
