@@ -29,6 +29,7 @@ from asgiri.worker.asgi.keepalive import KeepAlive
 from asgiri.worker.asgi.request import RequestEnvironment, is_only
 from asgiri.worker.asgi.types import Message, ResponseSink, Scope
 from asgiri.worker.asgi.waiting import Waiters
+from asgiri.worker.protocol.budget import Budget
 from asgiri.worker.protocol.events import Headers, RequestReceived, ResponseHead
 from asgiri.worker.protocol.headers import response_head, tunnel_fields
 from asgiri.worker.protocol.websocket import (
@@ -48,9 +49,16 @@ logger = logging.getLogger("asgiri.worker")
 NORMAL: Final = 1000
 ABNORMAL: Final = 1006
 """What the application hears when the peer goes without a close frame (RFC 6455 §7.1.5)."""
+POLICY_VIOLATION: Final = 1008
 INTERNAL_ERROR: Final = 1011
 SERVICE_RESTART: Final = 1012
 """The client may come back at once."""
+
+
+PING_BURST: Final = 1000
+PINGS_PER_SECOND: Final = 50.0
+"""Pings that are answered; a client that sends more wants nothing but our work. Libraries send one
+in some seconds."""
 
 
 @dataclass(slots=True, eq=False)
@@ -133,6 +141,7 @@ class WebSocketSession:
         self._denial_size = 0
         self._paused = False
         self._pong: bytes | None = None
+        self._pings = Budget(burst=PING_BURST, per_second=PINGS_PER_SECOND)
         """Answer that is due."""
         self._closed_by_us = False
         """By the server, not the application, which can't know."""
@@ -352,6 +361,9 @@ class WebSocketSession:
                     self._messages.append(({"type": "websocket.receive", key: content}, size))
                     self._messages_size += size
                     self._receivers.wake()
+            case PingReceived() if not self._pings.spend(self._common.now()):
+                detail = f"more than {PING_BURST} pings"
+                self._violated(POLICY_VIOLATION, Refusal.WEBSOCKET_PING_FLOOD, detail)
             case PingReceived(payload):
                 if self._phase is _Phase.OPEN and not self._paused:
                     self._write(self._codec.send_pong(payload))
@@ -366,11 +378,14 @@ class WebSocketSession:
                     self._write(self._codec.send_close(code))
                 self._end(code, reason)
             case WebSocketViolation(code, refusal, detail):
-                self._environment.refuse(refusal)
-                logger.debug("%s: %s", refusal.name, detail)
-                if self._phase is _Phase.OPEN:
-                    self._write(self._codec.send_close(code, detail))
-                self._end(code, detail)
+                self._violated(code, refusal, detail)
+
+    def _violated(self, code: int, refusal: Refusal, detail: str) -> None:
+        self._environment.refuse(refusal)
+        logger.debug("%s: %s", refusal.name, detail)
+        if self._phase is _Phase.OPEN:
+            self._write(self._codec.send_close(code, detail))
+        self._end(code, detail)
 
     def _give_credit(self) -> None:
         if self._credit:

@@ -20,6 +20,9 @@ MAX_STREAM_ID: Final = 2**31 - 1
 MAX_FRAME_SIZE: Final = 16384
 """SETTINGS_MAX_FRAME_SIZE is left at its default: larger frames would only make streams wait for
 each other."""
+MAX_HEADER_BLOCK_FRAMES: Final = 60
+"""HEADERS and CONTINUATION frames of one head; by default a full one takes 5. h2 ends a connection
+at 64 for an error of the protocol, which does not name the flood."""
 
 
 class FrameType(enum.IntEnum):
@@ -96,6 +99,7 @@ class FrameCutter:
         self._preface_left = HTTP2_PREFACE
         self._max_header_block = max_header_block
         self._header_block = 0
+        self._header_block_frames = 0
         self.in_header_block = False
         """A HEADERS frame waits for its CONTINUATION, and nothing else may come (RFC 9113
         §6.10)."""
@@ -127,6 +131,9 @@ class FrameCutter:
             if kind in (FrameType.HEADERS, FrameType.CONTINUATION):
                 self.in_header_block = not flags & Flag.END_HEADERS
                 self._header_block = self._header_block + length if self.in_header_block else 0
+                self._header_block_frames = (
+                    self._header_block_frames + 1 if self.in_header_block else 0
+                )
             offset = end
         self._buffer = buffer[offset:]
 
@@ -139,12 +146,19 @@ class FrameCutter:
                 Refusal.HTTP2_FRAME_SIZE,
                 f"frame of {length} bytes, at most {MAX_FRAME_SIZE} are allowed",
             )
-        if kind == FrameType.CONTINUATION and self._header_block + length > self._max_header_block:
-            raise FrameViolation(
-                ErrorCode.ENHANCE_YOUR_CALM,
-                Refusal.HTTP2_CONTINUATION_FLOOD,
-                f"header block goes on beyond {self._max_header_block} bytes",
-            )
+        if kind != FrameType.CONTINUATION:
+            return
+        if self._header_block + length > self._max_header_block:
+            limit = f"{self._max_header_block} bytes"
+        elif self._header_block_frames >= MAX_HEADER_BLOCK_FRAMES:
+            limit = f"{MAX_HEADER_BLOCK_FRAMES} frames"
+        else:
+            return
+        raise FrameViolation(
+            ErrorCode.ENHANCE_YOUR_CALM,
+            Refusal.HTTP2_CONTINUATION_FLOOD,
+            f"header block goes on beyond {limit}",
+        )
 
 
 def check_goaway(received: Frame) -> None:

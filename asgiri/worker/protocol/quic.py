@@ -51,6 +51,7 @@ from asgiri.config import Http3Config
 from asgiri.errors import LocalProtocolError
 from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
 from asgiri.ipc.tokens import ResetTokens
+from asgiri.worker.protocol.budget import Budget
 from asgiri.worker.protocol.quic_tls import ClientAuthorities, prepare_handshake, tls_extension
 from asgiri.worker.protocol.server_names import ServerNames
 
@@ -73,6 +74,10 @@ at the defaults."""
 
 SELF_TEST_FLIGHTS: Final = 16
 """Three are needed for a handshake, and as many for what follows it."""
+CHALLENGE_BURST: Final = 100
+CHALLENGES_PER_SECOND: Final = 10.0
+"""PATH_CHALLENGE frames of a client: each is answered in a datagram of 1200 bytes, and carries
+nothing. A client sends some of them when its address changes, a middlebox none."""
 MAX_FLIGHT: Final = 4 << 20
 """Bytes that may be under way, whatever the congestion window says. Without it a client that has
 acknowledged a gigabyte makes us keep the next one. 4 MiB are 335 Mbit/s at 100 ms."""
@@ -174,6 +179,7 @@ class SteeredQuicConnection(QuicConnection):
         self._is_given_up = False
         self._is_finished = False
         self._has_news = False
+        self._challenges = Budget(burst=CHALLENGE_BURST, per_second=CHALLENGES_PER_SECOND)
         self.fault: str | None = None
         """What aioquic raised, if it did."""
         # The peer's words would reach the log of every application that sets its root logger to
@@ -551,6 +557,15 @@ class SteeredQuicConnection(QuicConnection):
                 "a transport parameter comes twice",
             )
         super()._parse_transport_parameters(data, from_session_ticket)
+
+    def _handle_path_challenge_frame(
+        self, context: QuicReceiveContext, frame_type: int, buf: Buffer
+    ) -> None:
+        if not self._challenges.spend(context.time):
+            raise QuicConnectionError(
+                QuicErrorCode.INTERNAL_ERROR, frame_type, f"above {CHALLENGE_BURST} challenges"
+            )
+        super()._handle_path_challenge_frame(context, frame_type, buf)
 
     def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
         for limit in self._due_limits():

@@ -8,6 +8,7 @@ import pytest
 
 from asgiri.errors import AppError, ClientDisconnected
 from asgiri.ipc.scoreboard import Cell
+from asgiri.worker.asgi.websocket import PING_BURST
 from tests.support.client import ExchangeFailed
 from tests.support.http1_client import Http1Connection
 from tests.support.http2_client import Http2Connection
@@ -254,6 +255,20 @@ async def test_ping_is_answered_between_fragments(version):
         assert (frame.opcode, frame.payload) == (Opcode.PONG, b"are you there")
         await client.send_frame(Opcode.CONTINUATION, b"b")
         assert await client.read_message() == "ab"
+
+
+async def test_a_flood_of_pings_is_ended(version):
+    async with serving(version, echo) as (worker, _, connection):
+        client = await open_websocket(connection)
+        sending = asyncio.create_task(
+            client.send_raw(encode_frame(Opcode.PING, b"x") * (PING_BURST + 100))
+        )
+        while (frame := await client.read_frame()).opcode is Opcode.PONG:
+            pass
+        assert frame.opcode is Opcode.CLOSE
+        assert int.from_bytes(frame.payload[:2]) == 1008
+        await asyncio.wait([sending])
+        assert worker.refusals == {"websocket_ping_flood": 1}
 
 
 # Closing

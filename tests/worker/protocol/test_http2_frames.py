@@ -8,6 +8,7 @@ from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.http2_frames import (
     FRAME_HEADER_SIZE,
     MAX_FRAME_SIZE,
+    MAX_HEADER_BLOCK_FRAMES,
     ErrorCode,
     Flag,
     FrameCutter,
@@ -88,6 +89,17 @@ def test_a_header_block_that_goes_on_is_ended():
     with pytest.raises(FrameViolation) as caught:
         list(made.receive_untrusted(frame(FrameType.CONTINUATION, 1, b"x")))
     assert caught.value.code is ErrorCode.ENHANCE_YOUR_CALM
+    assert caught.value.reason is Refusal.HTTP2_CONTINUATION_FLOOD
+
+
+def test_a_header_block_in_very_many_frames_is_ended():
+    """VU#421644 again, with frames that bring next to nothing."""
+    made = cutter(max_header_block=1000)
+    list(made.receive_untrusted(frame(FrameType.HEADERS, 1, b"")))
+    for _ in range(MAX_HEADER_BLOCK_FRAMES - 1):
+        list(made.receive_untrusted(frame(FrameType.CONTINUATION, 1, b"")))
+    with pytest.raises(FrameViolation) as caught:
+        list(made.receive_untrusted(frame(FrameType.CONTINUATION, 1, b"")))
     assert caught.value.reason is Refusal.HTTP2_CONTINUATION_FLOOD
 
 

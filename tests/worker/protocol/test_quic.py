@@ -27,6 +27,7 @@ from asgiri.worker.protocol import quic
 from asgiri.worker.protocol.events import ConnectionEnded, PeerViolation, ResponseHead
 from asgiri.worker.protocol.http3_frames import DATA, frame, write_integer
 from asgiri.worker.protocol.quic import (
+    CHALLENGE_BURST,
     MAX_CRYPTO,
     MIN_GAPS,
     SteeredQuicConnection,
@@ -195,6 +196,7 @@ def test_every_private_name_of_aioquic_that_we_use_is_still_there(pair: Pair):
         "_handle_ack_frame",
         "_handle_crypto_frame",
         "_handle_new_connection_id_frame",
+        "_handle_path_challenge_frame",
         "_parse_transport_parameters",
         "_write_connection_limits",
         "_write_stream_limits",
@@ -204,6 +206,22 @@ def test_what_we_override_is_still_called_as_we_define_it(name: str):
     theirs = inspect.signature(getattr(QuicConnection, name))
     ours = inspect.signature(getattr(SteeredQuicConnection, name))
     assert list(theirs.parameters) == list(ours.parameters)
+
+
+# Floods
+
+
+def test_path_challenges_end_the_connection_when_they_are_many(pair: Pair):
+    """CVE-2023-49295: answers that pile up, and each takes a datagram of full size."""
+    for _ in range(CHALLENGE_BURST // 25):
+        pair.to_server(pair.forge(b"\x1a12345678" * 25))
+    assert pair.take_events() == []
+    pair.to_server(pair.forge(b"\x1a12345678" * 25))
+    pair.run()
+    violation, ended = pair.take_events()
+    assert isinstance(violation, PeerViolation)
+    assert violation.reason is Refusal.QUIC_FRAME_FLOOD
+    assert isinstance(ended, ConnectionEnded)
 
 
 # Paths
