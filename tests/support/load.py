@@ -71,6 +71,8 @@ class Client:
     repeated: int = 0
     """Requests that the server refused unprocessed, or whose idle connection it had closed."""
     slowest: float = 0.0
+    latencies: list[float] | None = None
+    """Seconds that each answer took, where somebody wants to know."""
     failures: list[str] = field(default_factory=list)
     excused: list[str] = field(default_factory=list)
     """Failures that the test has caused itself."""
@@ -119,6 +121,8 @@ class Client:
             pid = self.worker = int(await answer)
         now = time.monotonic()
         self.slowest = max(self.slowest, now - begin)
+        if self.latencies is not None:
+            self.latencies.append(now - begin)
         self.pids.setdefault(pid, now)
         self.served += 1
         if self.pause:
