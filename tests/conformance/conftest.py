@@ -46,7 +46,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     suites: dict[str, Counter[str]] = defaultdict(Counter)
     for outcome in ("passed", "failed", "error", "skipped"):
         for report in terminalreporter.stats.get(outcome, ()):
-            suites[Path(report.nodeid.partition("::")[0]).stem.removeprefix("test_")][outcome] += 1
+            file = Path(report.nodeid.partition("::")[0])
+            if file.parent.name == "conformance":
+                suites[file.stem.removeprefix("test_")][outcome] += 1
     terminalreporter.section("conformance")
     for suite, counts in sorted(suites.items()):
         cases = counts.total()

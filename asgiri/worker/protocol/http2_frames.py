@@ -47,6 +47,8 @@ class Flag(enum.IntFlag):
     END_STREAM = 0x1
     ACK = 0x1
     END_HEADERS = 0x4
+    PADDED = 0x8
+    PRIORITY = 0x20
 
 
 class ErrorCode(enum.IntEnum):

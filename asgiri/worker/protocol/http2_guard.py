@@ -34,7 +34,7 @@ _FLOOD_REASONS: Final[dict[int | None, Refusal]] = {
 
 
 class FloodGuard:
-    """Both methods raise FrameViolation, which ends the connection, once it is too much."""
+    """Its methods raise FrameViolation, which ends the connection, once it is too much."""
 
     def __init__(self, *, max_resets: int, now: Callable[[], float]) -> None:
         self._max_resets = max_resets
@@ -51,12 +51,13 @@ class FloodGuard:
                 len(frame.raw) > FRAME_HEADER_SIZE or frame.flags & Flag.END_STREAM
             ):
                 return
-        if not self._control.spend(self._now()):
-            raise FrameViolation(
-                ErrorCode.ENHANCE_YOUR_CALM,
-                _FLOOD_REASONS.get(frame.kind, Refusal.HTTP2_EMPTY_FRAME_FLOOD),
-                f"more than {CONTROL_BURST} frames of no use",
-            )
+        self._spend(_FLOOD_REASONS.get(frame.kind, Refusal.HTTP2_EMPTY_FRAME_FLOOD))
+
+    def receive_late(self) -> None:
+        """Count a DATA or HEADERS frame on a stream that its sender has ended, or that is reset:
+        h2 answers each.
+        """
+        self._spend(Refusal.HTTP2_STREAM_CLOSED)
 
     def reset(self) -> None:
         """Count a stream that ended by RST_STREAM, the peer's or one that it made us send
@@ -68,3 +69,8 @@ class FloodGuard:
                 Refusal.HTTP2_RESET_FLOOD,
                 f"more than {self._max_resets} streams reset in {RESET_PERIOD:g} s",
             )
+
+    def _spend(self, reason: Refusal) -> None:
+        if not self._control.spend(self._now()):
+            detail = f"more than {CONTROL_BURST} frames of no use"
+            raise FrameViolation(ErrorCode.ENHANCE_YOUR_CALM, reason, detail)

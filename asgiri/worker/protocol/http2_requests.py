@@ -33,10 +33,21 @@ class RequestReader:
         self._kept: list[tuple[bytes, bytes]] = []
         self._parts: RequestParts | Refused = _read_parts(self._kept)
 
-    def read_untrusted(self, fields: list[tuple[bytes, bytes]]) -> RequestParts | Refused:
-        """Check a decoded section. Never raises. The result is shared: copy its `headers`."""
-        if fields == self._kept:
-            return self._parts
+    def read_untrusted(
+        self, fields: list[tuple[bytes, bytes]], *, ended: bool
+    ) -> RequestParts | Refused:
+        """Check a decoded section; `ended` when no body follows. Never raises. The result is
+        shared: copy its `headers`.
+        """
+        parts = self._parts if fields == self._kept else self._read(fields)
+        if ended and type(parts) is RequestParts and parts.content_length:
+            # RFC 9113 §8.1.1: "malformed if the value of a Content-Length header field does not
+            # equal the sum of the DATA frame payload lengths".
+            detail = f"content-length {parts.content_length} without a body"
+            return Refused(None, Refusal.BODY_LENGTH_MISMATCH, detail)
+        return parts
+
+    def _read(self, fields: list[tuple[bytes, bytes]]) -> RequestParts | Refused:
         size = _list_size(fields)
         if size > self._max_list_size:
             return Refused(431, Refusal.HTTP2_HEADERS_TOO_LARGE, "field section too large")

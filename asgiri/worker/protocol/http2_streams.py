@@ -28,6 +28,7 @@ class Stream:
         "begun",
         "blocked_since",
         "ending",
+        "expected",
         "head_only",
         "id",
         "length_left",
@@ -54,6 +55,8 @@ class Stream:
         """The application's call has returned."""
         # Receiving
         self.remote_ended = remote_ended
+        self.expected: int | None = None
+        """Bytes of the body that its content-length still promises."""
         self.unacknowledged = 0
         """Bytes received whose credit the peer has not got back."""
         # Sending
@@ -75,6 +78,13 @@ class Stream:
         """Its place among those that may send; None while it is not one of them."""
         self.blocked_since: float | None = None
         """Since when its own window lets nothing more of it go."""
+
+    def count_body(self, size: int) -> bool:
+        """Count a part of the peer's body; False when its sum can't be the content-length."""
+        if self.expected is None:
+            return True
+        self.expected -= size
+        return self.expected == 0 if self.remote_ended else self.expected >= 0
 
     def take(self, size: int) -> bytes | memoryview:
         """Take at most `size` bytes of what waits; b"" when nothing does."""

@@ -477,14 +477,49 @@ def test_other_tunnels_are_not_implemented(pair, fields):
     assert pair.engine.is_idle
 
 
-def test_a_body_of_another_length_than_announced_ends_the_connection(pair):
-    """RFC 9113 §8.1.1 asks for a stream error, §5.4 allows more; h2 leaves no choice."""
-    stream_id = pair.request([*POST, (b"content-length", b"5")], end=False)
+@pytest.mark.parametrize(
+    "sent",
+    [
+        [frame(FrameType.DATA, 1, b"123", Flag.END_STREAM)],
+        [frame(FrameType.DATA, 1, b"123456")],
+        [frame(FrameType.DATA, 1, b"12345"), frame(FrameType.DATA, 1, b"6")],
+        [frame(FrameType.HEADERS, 1, b"\x00\x01t\x011", Flag.END_STREAM | Flag.END_HEADERS)],
+    ],
+)
+def test_a_body_of_another_length_than_announced_is_a_stream_error(pair, sent):
+    """RFC 9113 §8.1.1."""
+    pair.request([*POST, (b"content-length", b"5")], end=False)
     pair.exchange()
-    events = pair.feed(frame(FrameType.DATA, stream_id, b"123", Flag.END_STREAM))
-    assert [type(event) for event in events] == [PeerViolation, ConnectionEnded]
-    assert events[0].reason is Refusal.BODY_LENGTH_MISMATCH
-    assert pair.goaways()[0][0] == ErrorCodes.PROTOCOL_ERROR
+    events = pair.feed(b"".join(sent))
+    assert (events[-1].reason, events[-1].stream_id) == (Refusal.BODY_LENGTH_MISMATCH, 1)
+    assert pair.take(h2.events.StreamReset)[0].error_code == ErrorCodes.PROTOCOL_ERROR
+    assert pair.engine.release(1) == []
+    assert pair.engine.is_idle
+
+
+def test_trailers_without_an_end_are_a_stream_error(pair):
+    """RFC 9113 §8.1."""
+    pair.request(POST, end=False)
+    pair.exchange()
+    [violation] = pair.feed(frame(FrameType.HEADERS, 1, b"\x00\x01t\x011", Flag.END_HEADERS))
+    assert violation.reason is Refusal.HTTP2_BAD_HEADERS
+    assert pair.take(h2.events.StreamReset)[0].error_code == ErrorCodes.PROTOCOL_ERROR
+
+
+@pytest.mark.parametrize("kind", [FrameType.DATA, FrameType.HEADERS])
+def test_frames_on_a_stream_that_is_over_are_counted(pair, kind):
+    """h2 answers each with RST_STREAM (CVE-2025-8671)."""
+    stream_id = pair.request()
+    pair.exchange()
+    pair.client.reset_stream(stream_id)
+    pair.exchange()
+    pair.engine.release(stream_id)
+    payload, flags = (b"x", 0) if kind is FrameType.DATA else (b"\x82", Flag.END_HEADERS)
+    events = []
+    for _ in range(CONTROL_BURST + 1):
+        events += pair.engine.receive_data(frame(kind, stream_id, payload, flags))
+    assert events[0].reason is Refusal.HTTP2_STREAM_CLOSED
+    assert type(events[-1]) is ConnectionEnded
 
 
 def test_a_protocol_error_ends_the_connection(pair):

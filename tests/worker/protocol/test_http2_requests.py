@@ -21,8 +21,8 @@ GET = [
 SIZE = sum(len(name) + len(value) + 32 for name, value in GET)
 
 
-def read(fields, limit=1000):
-    return RequestReader(max_list_size=limit).read_untrusted(fields)
+def read(fields, limit=1000, *, ended=False):
+    return RequestReader(max_list_size=limit).read_untrusted(fields, ended=ended)
 
 
 def test_what_keeps_the_rules_is_passed_on():
@@ -32,16 +32,16 @@ def test_what_keeps_the_rules_is_passed_on():
 def test_what_comes_again_is_not_read_again():
     reader = RequestReader(max_list_size=1000)
     post = [(b":method", b"POST"), *GET[1:]]
-    first = reader.read_untrusted(list(GET))
-    assert reader.read_untrusted(list(GET)) is first
-    assert reader.read_untrusted(post).method == "POST"
-    assert reader.read_untrusted(list(GET)) == first
+    first = reader.read_untrusted(list(GET), ended=True)
+    assert reader.read_untrusted(list(GET), ended=True) is first
+    assert reader.read_untrusted(post, ended=True).method == "POST"
+    assert reader.read_untrusted(list(GET), ended=True) == first
 
 
 def test_nothing_large_is_kept():
     reader = RequestReader(max_list_size=2 * MAX_KEPT_LIST)
     large = [*GET, (b"cookie", b"c" * MAX_KEPT_LIST)]
-    assert reader.read_untrusted(large) is not reader.read_untrusted(large)
+    assert reader.read_untrusted(large, ended=True) is not reader.read_untrusted(large, ended=True)
 
 
 def test_a_section_without_fields_is_malformed():
@@ -57,6 +57,16 @@ def test_a_list_beyond_the_limit_is_answered_with_431():
 def test_a_malformed_request_is_not_answered():
     refused = read(GET[1:])
     assert (refused.status, refused.reason) == (None, Refusal.HTTP2_BAD_HEADERS)
+
+
+@pytest.mark.parametrize("length", [b"0", b"1"])
+def test_a_length_without_a_body_is_malformed(length):
+    reader = RequestReader(max_list_size=1000)
+    fields = [*GET, (b"content-length", length)]
+    for _ in range(2):
+        with_body, without = (reader.read_untrusted(fields, ended=end) for end in (False, True))
+        assert isinstance(with_body, RequestParts)
+        assert isinstance(without, Refused if length == b"1" else RequestParts)
 
 
 @pytest.mark.parametrize(
