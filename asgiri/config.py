@@ -1092,6 +1092,12 @@ class LogConfig(Section):
     """The line of the access log, made of gunicorn's atoms. The default leaves out what a log
     shipper adds anyhow, and names the worker."""
 
+    access_log_sampling: Annotated[
+        float, Option("--access-log-sampling", unit=Unit.SHARE, minimum=0, maximum=1)
+    ] = 1.0
+    """Part of all requests that get a line, such as 0.01. What the server failed at (5xx) always
+    gets one. How many got none is counted."""
+
     config: Annotated[
         str,
         Option(

@@ -37,11 +37,12 @@ ENVIRONMENT_PREFIX: Final = "ASGIRI_"
 
 
 class Unit(enum.Enum):
-    """What a number counts, so that people may write 5m or 16MiB."""
+    """What a number counts, so that people may write 5m, 16MiB or 10%."""
 
     NONE = ""
     SECONDS = "a duration such as 30, 30s, 5m or 500ms"
     BYTES = "a size such as 65536, 64KiB or 16MiB"
+    SHARE = "a part of all such as 0.1 or 10%"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,8 @@ class DeclaredOption:
             return "DURATION"
         if self.option.unit is Unit.BYTES:
             return "SIZE"
+        if self.option.unit is Unit.SHARE:
+            return "SHARE"
         return {int: "N", float: "NUMBER"}.get(self.base, "TEXT")
 
     @property
@@ -172,6 +175,8 @@ class DeclaredOption:
             return _spell_quantity(number, {"GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10, "": 1})
         if self.option.unit is Unit.SECONDS:
             return _spell_quantity(number, {"d": 86400, "h": 3600, "m": 60, "s": 1, "ms": 0.001})
+        if self.option.unit is Unit.SHARE:
+            return _spell_number(number)
         if self.option.metavar == "OCTAL":
             return f"0o{int(number):03o}"
         return str(number)
@@ -279,6 +284,8 @@ class DeclaredOption:
             return parse_duration(text)
         if self.option.unit is Unit.BYTES:
             return parse_size(text)
+        if self.option.unit is Unit.SHARE:
+            return parse_share(text)
         if self.base is bool:
             return _parse_bool(text)
         if self.base is int:
@@ -402,6 +409,14 @@ def parse_size(text: str) -> int:
     if size != int(size):
         raise ValueError("must be a whole number of bytes")
     return int(size)
+
+
+def parse_share(text: str) -> float:
+    """Read 0.25, or 25%; raises ValueError with the remedy."""
+    match = re.fullmatch(r"([0-9]{1,3}(?:\.[0-9]{1,9})?)(%?)", text)
+    if match is None:
+        raise ValueError(f"must be {Unit.SHARE.value}")
+    return float(match[1]) / (100 if match[2] else 1)
 
 
 def _parse_quantity(text: str, units: dict[str, Any], unit: Unit) -> tuple[float, float]:

@@ -37,6 +37,7 @@ VERSIONS: Final = {
 OPENED: Final = {"1": Cell.HTTP1_OPENED, "2": Cell.HTTP2_OPENED, "3": Cell.QUIC_OPENED}
 RESPONSES: Final = {f"{digit}xx": Cell(Cell.RESPONSES_1XX + digit - 1) for digit in range(1, 6)}
 COUNTED: Final = (
+    Cell.ACCESS_LINES_LEFT_OUT,
     Cell.APP_ERRORS,
     Cell.BODY_BYTES_IN,
     Cell.BODY_BYTES_OUT,

@@ -47,13 +47,13 @@ def microseconds(call: Callable[[], None]) -> float:
 def open_log(**options: Any) -> logs.AccessLog:
     config = LogConfig(access_log_file="/dev/null", error_log_file="/dev/null", **options)
     logs.configure(config, "worker")
-    log = logs.open_access_log(config, slot=0)
+    log = logs.open_access_log(config, slot=0, worker_id=0x1A2B3C4D)
     assert log is not None
     return log
 
 
 def show(name: str, log: logs.AccessLog) -> None:
-    cost = microseconds(lambda: log(SCOPE, 200, [], 1234, 0.0042))
+    cost = microseconds(lambda: log(SCOPE, 200, [], 1234, 0.0042, 17, 3))
     print(f"{name:<28} {cost:.2f}")
 
 

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asgiri.errors import ConfigError
-from asgiri.options import Option, Section, Unit, nearest, options_of, parse_duration, parse_size
+from asgiri.options import (
+    Option,
+    Section,
+    Unit,
+    nearest,
+    options_of,
+    parse_duration,
+    parse_share,
+    parse_size,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +61,19 @@ class SampleConfig(Section):
 
 
 DECLARED = {declared.field: declared for declared in options_of(SampleConfig)}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"), [("0", 0), ("1", 1), ("0.25", 0.25), ("25%", 0.25), ("0.5%", 0.005)]
+)
+def test_parts_are_numbers_or_percents(text, part):
+    assert parse_share(text) == part
+
+
+@pytest.mark.parametrize("text", ["", "%", "-1", "half", "1e-3", ".5", "1/2", "25 %", "٢"])
+def test_other_parts_are_refused(text):
+    with pytest.raises(ValueError, match="must be a part of all"):
+        parse_share(text)
 
 
 def refusals(text):

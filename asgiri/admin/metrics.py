@@ -562,6 +562,12 @@ FAMILIES: Final = (
         ],
     ),
     Family(
+        "asgiri_access_log_lines_left_out_total",
+        "counter",
+        "Requests that --access-log-sampling has left out of the access log.",
+        _at("totals", "access_lines_left_out"),
+    ),
+    Family(
         "asgiri_control_requests_total",
         "counter",
         "Orders through the control socket.",

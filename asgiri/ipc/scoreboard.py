@@ -118,6 +118,7 @@ class Cell(enum.IntEnum):
     MAIN_LAG_MAX_US = 68
     TELLS_STACKS = 69
     """1 once the worker answers the signal that asks for its stacks."""
+    ACCESS_LINES_LEFT_OUT = 70
 
 
 _GAUGES: Final = frozenset(

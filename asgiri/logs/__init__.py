@@ -10,12 +10,19 @@ from __future__ import annotations
 import io
 import logging
 import os
+import random
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, cast
 
 from asgiri.config import LogConfig
 from asgiri.logs import file
-from asgiri.logs.access import AccessLog, access_logger, compile_format, json_access
+from asgiri.logs.access import (
+    AccessLog,
+    SampledAccessLog,
+    access_logger,
+    compile_format,
+    json_access,
+)
 from asgiri.logs.formats import JsonFormatter, TextFormatter
 from asgiri.logs.handlers import STANDARD_ERROR, STANDARD_OUTPUT, ForwardHandler, LineHandler
 
@@ -27,6 +34,7 @@ __all__ = [
     "configure",
     "forward",
     "lines_dropped",
+    "lines_left_out",
     "open_access_log",
     "reopen",
 ]
@@ -37,6 +45,7 @@ _handlers: Final[dict[str, LineHandler | ForwardHandler]] = {}
 """Our handlers in this process, by the name of their logger."""
 _of_file: Final[list[LineHandler]] = []
 """Those of our kind that --log-config has made."""
+_sampled: Final[list[SampledAccessLog]] = []
 
 
 def configure(config: LogConfig, role: Role, *, standard_error: int = STANDARD_ERROR) -> None:
@@ -85,6 +94,11 @@ def lines_dropped() -> int:
     return sum(handler.dropped for handler in (*_handlers.values(), *_of_file))
 
 
+def lines_left_out() -> int:
+    """Return how many lines --access-log-sampling has kept out of the access log."""
+    return sum(log.left_out for log in _sampled)
+
+
 def _all_handlers() -> set[logging.Handler]:
     found = set(logging.root.handlers)
     for logger in logging.root.manager.loggerDict.values():
@@ -120,10 +134,22 @@ def _formatter(config: LogConfig, handler: LineHandler) -> logging.Formatter:
     return TextFormatter(color=wanted if config.color == "auto" else config.color == "on")
 
 
-def open_access_log(config: LogConfig, slot: int) -> AccessLog | None:
+def open_access_log(config: LogConfig, *, slot: int, worker_id: int) -> AccessLog | None:
     """Build the access log of a worker, after `configure`; None when it is off."""
     if not config.access_log:
         return None
     line = json_access if config.format == "json" else compile_format(config.access_log_format)
-    handler = _handlers.get(access_logger.name)
-    return AccessLog(line, handler if isinstance(handler, LineHandler) else None, str(slot))
+    found = _handlers.get(access_logger.name)
+    handler = found if isinstance(found, LineHandler) else None
+    if config.access_log_sampling == 1:
+        return AccessLog(line, handler, slot=slot, worker_id=worker_id)
+    log = SampledAccessLog(
+        line,
+        handler,
+        slot=slot,
+        worker_id=worker_id,
+        fraction=config.access_log_sampling,
+        random=random.random,
+    )
+    _sampled.append(log)
+    return log

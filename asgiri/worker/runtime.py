@@ -211,7 +211,7 @@ class Worker:
             loop=loop,
             listeners=hello.listeners,
             asgi_version=loaded.asgi_version,
-            access_log=logs.open_access_log(config.log, hello.slot),
+            access_log=logs.open_access_log(config.log, slot=hello.slot, worker_id=hello.worker_id),
         )
         self._lifespan = Lifespan(
             application, self._services.scopes.lifespan_scope(), config.app.lifespan

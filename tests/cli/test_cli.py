@@ -36,6 +36,7 @@ SAMPLES = {
     "listen.uds": "/run/x.sock",
     "listen.fd": "3",
     "log.access_log_format": "%(h)s",
+    "log.access_log_sampling": "0.25",
     "reload.delay": "0.5",
     "tls.certfile": "c.pem",
     "tls.keyfile": "k.pem",

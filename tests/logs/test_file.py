@@ -166,9 +166,9 @@ def test_our_own_handlers_and_formatters_can_be_named():
     logs.configure(LogConfig(config="log.json", error_log_file="own"), "worker")
     logging.getLogger("someone.else").info("of the application")
     logging.getLogger("asgiri.worker").info("of ours")
-    log = logs.open_access_log(LogConfig(config="log.json"), 0)
+    log = logs.open_access_log(LogConfig(config="log.json"), slot=0, worker_id=1)
     scope = {"path": "/", "query_string": b"", "http_version": "1.1", "headers": []}
-    log(scope, 200, [], 0, 0.0)
+    log(scope, 200, [], 0, 0.0, 1, 1)
     lines = [json.loads(line) for line in Path("l").read_text().splitlines()]
     assert [line["logger"] for line in lines] == ["someone.else", "asgiri.worker", "asgiri.access"]
     assert not Path("own").exists()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from datetime import datetime
+from pathlib import Path
 
 import orjson
 import pytest
@@ -20,9 +21,10 @@ from asgiri import logs
 from asgiri.config import LogConfig
 from asgiri.errors import ConfigError, StartError
 from asgiri.logs import LineHandler, TextFormatter
-from asgiri.logs.access import Access, compile_format
+from asgiri.logs.access import ATOMS, Access, compile_format
 from asgiri.logs.handlers import MAX_LINE
 
+PROJECT = Path(__file__).parents[2]
 master = logging.getLogger("asgiri.master")
 
 
@@ -39,6 +41,7 @@ def _restore_loggers():
         logger.setLevel(level)
         logger.propagate = propagate
     logs._handlers.clear()
+    logs._sampled.clear()
 
 
 @pytest.fixture
@@ -69,8 +72,13 @@ SCOPE = {
 
 def access(**changes):
     given = {"status": 200, "headers": [], "body_size": 12, "duration": 0.25, "worker": "3"}
+    given |= {"prefix": "0a1b2c3d-", "connection": 31, "stream_id": 4}
     scope = {**SCOPE, **changes.pop("scope", {})}
     return Access(scope, **{**given, **changes})
+
+
+def open_log(config):
+    return logs.open_access_log(config, slot=3, worker_id=0x0A1B2C3D)
 
 
 def formatted(template, **changes):
@@ -199,7 +207,7 @@ def test_json_takes_every_text_also_what_is_no_unicode(text):
 def test_the_access_log_in_json_has_stable_keys(files):
     config = LogConfig(format="json", **files)
     logs.configure(config, "worker")
-    logs.open_access_log(config, 3)(SCOPE, 404, [], 12, 0.25)
+    open_log(config)(SCOPE, 404, [], 12, 0.25, 31, 4)
     (line,) = lines_of(files["access_log_file"])
     document = orjson.loads(line)
     del document["time"]
@@ -207,6 +215,8 @@ def test_the_access_log_in_json_has_stable_keys(files):
         "level": "info",
         "logger": "asgiri.access",
         "worker": 3,
+        "connection_id": "0a1b2c3d-1f",
+        "request_id": "0a1b2c3d-1f.4",
         "client": "192.0.2.7",
         "method": "GET",
         "path": "/a%20b",
@@ -363,7 +373,7 @@ def test_a_full_disk_costs_lines_but_no_exception():
 def test_the_default_line_tells_who_asked_what_and_what_became_of_it(files):
     config = LogConfig(**files)
     logs.configure(config, "worker")
-    logs.open_access_log(config, 3)(SCOPE, 200, [], 12, 0.25)
+    open_log(config)(SCOPE, 200, [], 12, 0.25, 31, 4)
     assert lines_of(files["access_log_file"]) == [
         '192.0.2.7 "GET /a%20b?x=1 HTTP/1.1" 200 12 250.0ms worker=3'
     ]
@@ -372,19 +382,19 @@ def test_the_default_line_tells_who_asked_what_and_what_became_of_it(files):
 def test_an_access_log_that_is_off_opens_no_file(files):
     config = LogConfig(access_log=False, **files)
     logs.configure(config, "worker")
-    assert logs.open_access_log(config, 3) is None
+    assert open_log(config) is None
     assert not os.path.exists(files["access_log_file"])
 
 
 def test_a_handler_of_the_applications_own_gets_each_line_too(files):
     config = LogConfig(**files)
     logs.configure(config, "worker")
-    log = logs.open_access_log(config, 3)
+    log = open_log(config)
     seen = []
     own = logging.Handler()
     own.emit = lambda record: seen.append(record.getMessage())
     logging.getLogger("asgiri.access").addHandler(own)
-    log(SCOPE, 200, [], 12, 0.25)
+    log(SCOPE, 200, [], 12, 0.25, 31, 4)
     assert seen == lines_of(files["access_log_file"])
     assert len(seen) == 1
 
@@ -414,6 +424,9 @@ def test_a_handler_of_the_applications_own_gets_each_line_too(files):
         ("L", "0.250000"),
         pytest.param("p", f"<{os.getpid()}>", id="p"),
         ("w", "3"),
+        ("c", "0a1b2c3d-1f"),
+        ("i", "0a1b2c3d-1f.4"),
+        ("R", "GET /a%20b?x=1 HTTP/1.1"),
         ("{X-Id}i", "7"),
         ("{missing}i", "-"),
         ("{Server}o", "asgiri"),
@@ -423,6 +436,67 @@ def test_a_handler_of_the_applications_own_gets_each_line_too(files):
 )
 def test_each_atom_means_what_gunicorn_says(atom, text):
     assert formatted(f"[%({atom})s]", headers=[(b"server", b"asgiri")]) == f"[{text}]"
+
+
+def test_sampling_leaves_a_part_out_and_counts_it_but_never_what_failed(files):
+    config = LogConfig(access_log_sampling=0.25, **files)
+    logs.configure(config, "worker")
+    log = open_log(config)
+    for number in range(1000):
+        log(SCOPE, 200 if number % 2 else 404, [], 12, 0.25, 1, number)
+        log(SCOPE, 500, [], 12, 0.25, 1, number)
+    lines = lines_of(files["access_log_file"])
+    failed = [line for line in lines if " 500 " in line]
+    assert len(failed) == 1000
+    assert 150 < len(lines) - 1000 < 350  # 7 standard deviations
+    assert logs.lines_left_out() == 2000 - len(lines)
+
+
+def test_sampling_can_leave_all_out(files):
+    config = LogConfig(access_log_sampling=0.0, **files)
+    logs.configure(config, "worker")
+    open_log(config)(SCOPE, 200, [], 12, 0.25, 1, 1)
+    open_log(config)(SCOPE, 503, [], 12, 0.25, 1, 2)
+    (line,) = lines_of(files["access_log_file"])
+    assert " 503 " in line
+
+
+def readme_section():
+    text = (PROJECT / "README.md").read_text()
+    return text.split("\n## Logs\n")[1].split("\n## ")[0]
+
+
+def test_the_readme_names_every_atom_and_every_key(files):
+    section = readme_section()
+    atoms = set(re.findall(r"%\(([A-Za-z]+)\)s", section))
+    assert atoms == ATOMS.keys()
+    config = LogConfig(format="json", **files)
+    logs.configure(config, "worker")
+    open_log(config)(SCOPE, 200, [], 12, 0.25, 31, 4)
+    (line,) = lines_of(files["access_log_file"])
+    row = next(line for line in section.splitlines() if line.startswith("| access |"))
+    assert re.findall(r"`(\w+)`", row) == list(orjson.loads(line))
+
+
+def test_the_readme_s_configuration_for_logging_works(tmp_path):
+    """In a process of its own: handlers of --log-config stay."""
+    (tmp_path / "logging.toml").write_text(readme_section().split("```toml\n")[1].split("```")[0])
+    script = (
+        "import logging; from asgiri import logs; from asgiri.config import LogConfig\n"
+        "logs.configure(LogConfig(config='logging.toml'), 'worker')\n"
+        "logging.getLogger('asgiri.worker').info('ready')\n"
+        "logging.getLogger('asgiri.access').info('GET /')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == b"GET /\n"
+    assert orjson.loads(done.stderr)["message"] == "ready"
 
 
 def test_environment_atoms_are_read_once(monkeypatch):
@@ -453,7 +527,8 @@ def test_scopes_without_a_part_leave_it_out(scope, atom, text):
 
 
 def test_the_scope_of_a_websocket_has_no_method():
-    websocket = Access({k: v for k, v in SCOPE.items() if k != "method"}, 101, [], 0, 0.0, "0")
+    scope = {name: value for name, value in SCOPE.items() if name != "method"}
+    websocket = Access(scope, 101, [], 0, 0.0, "0", "", 1, 1)
     assert compile_format("%(m)s %(r)s %(b)s")(websocket) == "GET GET /a%20b?x=1 HTTP/1.1 -"
 
 

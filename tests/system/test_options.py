@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.behaviour.versions import connect_http1, connect_http2, connect_http3
+from tests.support.admin import Admin
 from tests.support.client import request
 from tests.support.fetch import fetch
 from tests.support.http1_client import Http1Connection
@@ -90,6 +91,39 @@ async def test_the_access_log_has_one_line_for_each_request(tmp_path: Path):
     assert all(" 200 " in line for line in lines[:5])
     assert " 404 " in lines[5]
     assert "\x1b" not in lines[5]
+
+
+async def test_lines_of_one_connection_share_its_id_over_every_version(tmp_path: Path):
+    file = tmp_path / "access.log"
+    options = {"access_log": True, "access_logfile": file, "http3": True}
+    async with serve(
+        workers=1, tls=True, **options, access_logformat="%(H)s %(c)s %(i)s"
+    ) as server:
+        for connect in (connect_http1, connect_http2, connect_http3):
+            for _ in range(2):
+                connection = await connect(server)
+                for _ in range(2):
+                    await request(connection, "GET", "/hello")
+                await connection.close()
+    seen = [line.split() for line in file.read_text().splitlines()]
+    assert len({request for _, _, request in seen}) == 12
+    connections = {connection: version for version, connection, _ in seen}
+    assert sorted(connections.values()) == ["HTTP/1.1"] * 2 + ["HTTP/2"] * 2 + ["HTTP/3"] * 2
+    assert all(request.startswith(f"{connection}.") for _, connection, request in seen)
+
+
+async def test_a_sampled_access_log_counts_what_it_leaves_out(tmp_path: Path):
+    file = tmp_path / "access.log"
+    options = {"access_log": True, "access_logfile": file, "access_log_sampling": 0}
+    async with serve(workers=1, admin="127.0.0.1:0", **options) as server:
+        admin = Admin(server)
+        await admin.wait_ready()
+        for _ in range(5):
+            await fetch(server)
+        await admin.wait_status(lambda status: status["totals"]["access_lines_left_out"] == 5)
+        metrics = await admin.get("/metrics")
+        assert b"\nasgiri_access_log_lines_left_out_total 5\n" in metrics.body
+    assert file.read_text() == ""
 
 
 async def test_http_3_can_be_all_there_is():

@@ -31,9 +31,9 @@ from asgiri.worker.protocol.headers import ResponseDefaults, response_head, trai
 
 logger = logging.getLogger("asgiri.worker")
 
-AccessLog = Callable[["Scope", int, Headers, int, float], None]
+AccessLog = Callable[["Scope", int, Headers, int, float, int, int], None]
 """Scope, status, response fields, bytes of body sent, seconds from the request's head to the
-response's end.
+response's end, numbers of connection and stream.
 """
 
 
@@ -557,9 +557,7 @@ class HttpRequest:
         duration = environment.now() - self._started
         environment.counters.response_ended(self._head.status, duration, self._body_bytes)
         if environment.access_log is not None:
-            environment.access_log(
-                self._scope, self._head.status, self._head.headers, self._body_bytes, duration
-            )
+            self._log(self._head, duration)
         if self._waiters is not None:
             self._waiters.wake()
         if self._credit:
@@ -577,11 +575,21 @@ class HttpRequest:
         environment = self._environment
         environment.counters.request_ended()
         if self._phase is not COMPLETE and self._head is not None and environment.access_log:
-            duration = environment.now() - self._started
-            environment.access_log(
-                self._scope, self._head.status, self._head.headers, self._body_bytes, duration
-            )
+            self._log(self._head, environment.now() - self._started)
         self._sink.exchange_ended(self._stream_id)
+
+    def _log(self, head: ResponseHead, duration: float) -> None:
+        log = self._environment.access_log
+        assert log is not None
+        log(
+            self._scope,
+            head.status,
+            head.headers,
+            self._body_bytes,
+            duration,
+            self._sink.number,
+            self._stream_id,
+        )
 
 
 def _to_bytes(body: Any) -> bytes:

@@ -23,6 +23,9 @@ class ResponseSink(Protocol):
     waits before it sends more. After `Exchange.disconnected` all of them do nothing.
     """
 
+    number: int
+    """Of the connection in this worker."""
+
     def send_informational(self, stream_id: int, status: int, headers: Headers) -> None: ...
 
     def send_response(

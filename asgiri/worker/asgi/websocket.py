@@ -527,7 +527,9 @@ class WebSocketSession:
     def _log(self, status: int, headers: Headers, size: int) -> None:
         if self._common.access_log is not None:
             duration = self._common.now() - self._started
-            self._common.access_log(self._scope, status, headers, size, duration)
+            self._common.access_log(
+                self._scope, status, headers, size, duration, self._sink.number, self._stream_id
+            )
 
 
 def message_content(message: Message) -> str | bytes:

@@ -130,6 +130,7 @@ class Heartbeat:
 
     def _beat(self, now: float) -> None:
         self._scoreboard.set(Cell.LOG_LINES_DROPPED, logs.lines_dropped())
+        self._scoreboard.set(Cell.ACCESS_LINES_LEFT_OUT, logs.lines_left_out())
         self._requests.counters.publish()
         self._each_beat()
         self._renew_date()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,8 @@ class WorkerServices:
     """Every open connection, the oldest first, and closed ones whose application calls have not
     returned. Keeps both alive.
     """
+    numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+    """Of the connections that come, for the access log."""
     hand_back: HandBack | None = None
     """Where idle connections go; None when there is no master to take them."""
     draining: bool = False

@@ -62,6 +62,7 @@ class HttpSession:
         "_services",
         "_shed",
         "_writing_paused",
+        "number",
         "overdue",
     )
 
@@ -77,6 +78,7 @@ class HttpSession:
         self._gone = False
         self._shed = False
         self._writing_paused = False
+        self.number = next(services.numbers)
         self.overdue = False
         """Its first request has waited too long in the master, and is refused."""
         self._paused_streams: set[int] = set()

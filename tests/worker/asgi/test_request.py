@@ -809,12 +809,13 @@ async def test_access_log_hears_of_each_response_when_it_is_complete():
 
     async with exchange(app, access_log=access_log) as (_, _, client):
         await client.read_response()
-        ((scope, status, headers, size, seconds),) = lines
+        ((scope, status, headers, size, seconds, connection, request),) = lines
         go.set()
     assert scope["path"] == "/"
     assert (status, size) == (201, 5)
     assert (b"x-a", b"b") in headers
     assert 0 < seconds < 10
+    assert (connection, request) == (1, 1)
     assert len(lines) == 1
 
 
@@ -824,7 +825,7 @@ async def test_access_log_hears_of_a_response_that_was_broken_off():
     async with exchange(app, access_log=lambda *a: lines.append(a)) as (_, call, client):
         await wait(call.ended)
         await client.read_to_end()
-    ((_, status, _, size, _),) = lines
+    ((_, status, _, size, *_),) = lines
     assert (status, size) == (200, 4)
 
 

@@ -1172,7 +1172,7 @@ async def test_access_log_hears_of_handshakes_and_denials(version):
         else:
             await send(ACCEPT)
 
-    def log(scope, status, headers, size, seconds):
+    def log(scope, status, headers, size, *_):
         lines.append((scope["type"], status, size))
 
     async with serving(version, steps, access_log=log) as (worker, _, connection):
