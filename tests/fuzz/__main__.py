@@ -91,6 +91,7 @@ def fuzz(name: str, seconds: int, artifacts: Path, again: Path | None = None) ->
             f"-max_total_time={seconds}",
             f"-max_len={target.longest}",
             f"-timeout={_STUCK}",
+            f"-report_slow_units={_STUCK}",
             "-rss_limit_mb=2048",
             f"-artifact_prefix={artifacts}/{name}-",
             "-verbosity=0",

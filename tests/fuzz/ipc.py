@@ -310,28 +310,47 @@ def run_segment(data: bytes) -> None:
         if step < 128:
             page.scribble(script)
             continue
-        dispatcher.observe(now)
-        chosen = dispatcher.choose_tcp(now, "192.0.2.1")
-        if chosen is not None:
-            dispatcher.assigned_tcp(chosen)
-        dispatcher.choose_quic(now, "192.0.2.1")
-        switch.observe(dispatcher.lags(now), step, now)
-        for count in shedding.observe(dispatcher.loads(), now).values():
-            messages.encode(messages.Shed(count))
-        dispatcher.take_back(now)
-        supervisor.observe({each.worker_id: _vitals(each) for each in pages}, now)
-        board.begin()
-        for each in pages:
-            board.add_row(each.scoreboard, each.assignments, {})
-        if step & 1:
-            board.retire(page.scoreboard)
-        board.publish({})
-        snapshot = BoardReader(memory).read()
-        assert snapshot is not None
-        for cell in Cell:
-            snapshot.total(cell)
-        successor = BoardWriter(memoryview(bytearray(board_size(2))))
-        successor.restore(orjson.loads(orjson.dumps(board.retired())))
+        if step < 192:
+            _decide(pages, dispatcher, supervisor, switch, shedding, now)
+        else:
+            _publish(pages, board, memory, page if step & 1 else None)
+
+
+def _decide(
+    pages: list[_Pages],
+    dispatcher: Dispatcher,
+    supervisor: Supervisor,
+    switch: BalanceSwitch,
+    shedding: Shedding,
+    now: float,
+) -> None:
+    dispatcher.observe(now)
+    chosen = dispatcher.choose_tcp(now, "192.0.2.1")
+    if chosen is not None:
+        dispatcher.assigned_tcp(chosen)
+    dispatcher.choose_quic(now, "192.0.2.1")
+    switch.observe(dispatcher.lags(now), 0, now)
+    for count in shedding.observe(dispatcher.loads(), now).values():
+        messages.encode(messages.Shed(count))
+    dispatcher.take_back(now)
+    supervisor.observe({page.worker_id: _vitals(page) for page in pages}, now)
+
+
+def _publish(
+    pages: list[_Pages], board: BoardWriter, memory: memoryview, retired: _Pages | None
+) -> None:
+    board.begin()
+    for page in pages:
+        board.add_row(page.scoreboard, page.assignments, {})
+    if retired is not None:
+        board.retire(retired.scoreboard)
+    board.publish({})
+    snapshot = BoardReader(memory).read()
+    assert snapshot is not None
+    for cell in Cell:
+        snapshot.total(cell)
+    successor = BoardWriter(memoryview(bytearray(board_size(2))))
+    successor.restore(orjson.loads(orjson.dumps(board.retired())))
 
 
 class _Pages:
@@ -351,7 +370,7 @@ class _Pages:
 
 
 def segment_seeds() -> Iterable[bytes]:
-    look, lost = pack(129 + 1), pack(131)
+    look, lost = pack(130), pack(193)
     cells = (
         *(Cell.BEAT_NS, Cell.REQUESTS_ACTIVE, Cell.TCP_OPEN, Cell.TCP_ADOPTED, Cell.TCP_CLOSED),
         *(Cell.RSS_BYTES, Cell.REQUESTS_HTTP1, Cell.QUIC_OPENED, Cell.LAG_EWMA_US, 256),
@@ -360,7 +379,7 @@ def segment_seeds() -> Iterable[bytes]:
         write = pack(1, 1) + int(cell).to_bytes(2)
         yield pack(0, 10, 10) + write + pack(7, 0) + look + lost + lost + look * 3
         yield pack(1, 0, 0) + write + pack(6, 0) + look + write + pack(1, 0) + look
-        yield pack(2, 0, 0) + write + pack(4, 5) + look * 200
+        yield pack(2, 0, 0) + write + pack(4, 5) + look * 60
 
 
 TARGETS = {
@@ -369,5 +388,5 @@ TARGETS = {
     "stream": Target(run_stream, stream_seeds),
     "messages": Target(run_messages, messages_seeds),
     "channels": Target(run_channels, channels_seeds, longest=1024),
-    "segment": Target(run_segment, segment_seeds, longest=2048),
+    "segment": Target(run_segment, segment_seeds, longest=512),
 }
