@@ -1,7 +1,7 @@
 """What has gone wrong in this field before, done to a server of two workers over real sockets.
 
 Each case carries the number under which its attack became known. After every one of them the same
-two workers answer others. HTTP/3 and QUIC: `test_quic_history`; engines have tests of their own.
+two workers answer others. QUIC has its own attacks: system/test_quic_abuse.
 """
 
 from __future__ import annotations

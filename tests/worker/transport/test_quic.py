@@ -7,10 +7,12 @@ import hashlib
 import json
 import os
 import socket
+import tracemalloc
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from aioquic.quic.connection import QuicConnection
 
 from asgiri.config import Http1Config
 from asgiri.ipc.connection_id import ConnectionIdKind
@@ -786,6 +788,37 @@ async def test_a_connection_answers_once_for_a_batch(ring_worker: QuicWorker):
         assert await exchange.read()
     # Six answers of 300 bytes: three packets, not six and six acknowledgements.
     assert ring_worker.scoreboard.get(Cell.DATAGRAMS_SENT) - before <= 3
+    await connection.close()
+
+
+@pytest.mark.slow
+async def test_packets_of_strangers_behind_a_known_one_leave_nothing(ring_worker: QuicWorker):
+    """lsquic CVE-2025-54939: Initials that follow in one datagram, to IDs that nobody has."""
+    client = QuicConnection(configuration=client_configuration())
+    client.connect((HOST, ring_worker.port), now=0.0)
+    first = client.datagrams_to_send(now=0.0)[0][0]
+
+    async def attack(count: int) -> int:
+        """Bytes that are allocated behind `count` such datagrams."""
+        until_now = ring_worker.scoreboard.get(Cell.RING_RECORDS)
+        for _ in range(count):
+            strangers = b"".join(
+                b"\xc3\0\0\0\1\x08" + os.urandom(8) + b"\0\0\x14" + os.urandom(20)
+                for _ in range(20)
+            )
+            ring_worker.pass_on(first + strangers, (HOST, 1))
+        await until(lambda: ring_worker.scoreboard.get(Cell.RING_RECORDS) == until_now + count)
+        return tracemalloc.get_traced_memory()[0]
+
+    tracemalloc.start()
+    try:
+        before = await attack(50)
+        assert await attack(500) - before < 500 * 500
+    finally:
+        tracemalloc.stop()
+    assert ring_worker.scoreboard.get(Cell.QUIC_OPENED) == 1
+    connection = await connect(ring_worker)
+    await facts(connection)
     await connection.close()
 
 
