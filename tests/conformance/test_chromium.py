@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.conformance.webdriver import Browser, browser
+from tests.support.apps import pattern
 from tests.support.certificates import certificates
 from tests.support.server import Server, serve
 from tests.support.tools import require
@@ -84,6 +85,24 @@ async def test_fetches_of_a_page_go_over_http_3(page: Browser):
     lengths, protocols = await page.evaluate(script)
     assert lengths == list(range(20))
     assert protocols == ["h3"]
+
+
+MUCH = """
+    const asked = [...Array(100)].map(() => fetch('/hello').then(answer => answer.text()));
+    const texts = await Promise.all(asked);
+    const download = await (await fetch('/bytes?size=5242880&part=5242880')).arrayBuffer();
+    const upload = await fetch('/hash', {method: 'POST', body: download});
+    const protocols = performance.getEntriesByType('resource').map(entry => entry.nextHopProtocol);
+    const digest = (await upload.json()).sha256;
+    return [texts.length, [...new Set(texts)], digest, [...new Set(protocols)]];
+"""
+
+
+async def test_100_requests_at_once_and_5_mib_each_way(server: Server):
+    async with chromium(server, over_quic(server)) as running:
+        await running.open(f"{server.url}/hello")
+        digest = hashlib.sha256(pattern(5 << 20)).hexdigest()
+        assert await running.evaluate(MUCH) == [100, ["Hello, world!"], digest, ["h3"]]
 
 
 WEBSOCKET = """

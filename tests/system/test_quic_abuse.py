@@ -259,6 +259,21 @@ async def test_who_does_not_stop_is_sent_away(
     await Admin(server).wait_more_refusals(before, **{counter: 1})
 
 
+async def test_packets_that_share_a_datagram_with_a_beginning(
+    server: Server, bystanders: list[Probe]
+):
+    """CVE-2025-54939: each for a connection of its own, and none of them can be read."""
+    with Probe.open_socket("127.0.0.1", server.port) as sending:
+        for number in range(500):
+            packets = b"".join(
+                b"\xc3\0\0\0\1\x08%08d\0\0\x40\x64" % (8 * number + which) + bytes(100)
+                for which in range(8)
+            )
+            sending.send(packets.ljust(1200, b"\0"))
+            if number % 20 == 0:
+                await bystanders[0].silence()
+
+
 async def test_connection_ids_without_end(server: Server, probe: Probe):
     """CVE-2024-22189: each frame retires all before it, and that is never acknowledged."""
     before = await Admin(server).refusals()
