@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance.websocket_cases import MAX_MESSAGE
 from tests.support.server import Server, ServerOptions
 
 WORKERS = 4
@@ -32,11 +33,18 @@ def http1_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def cleartext_server() -> Iterator[Server]:
-    yield from _reflecting_server()
+    yield from _reflecting_server(ws_max_size=MAX_MESSAGE)
 
 
-def _reflecting_server(**options: object) -> Iterator[Server]:
-    server = Server.start(ServerOptions(app=REFLECTING_APP, workers=2, options=options))
+@pytest.fixture(scope="session")
+def secure_server() -> Iterator[Server]:
+    # A QUIC client that has gone is waited for when the server stops.
+    more = {"http3": True, "ws_max_size": MAX_MESSAGE, "graceful_timeout": 2}
+    yield from _reflecting_server(tls=True, **more)
+
+
+def _reflecting_server(*, tls: bool = False, **options: object) -> Iterator[Server]:
+    server = Server.start(ServerOptions(app=REFLECTING_APP, workers=2, tls=tls, options=options))
     yield server
     server.stop()
 

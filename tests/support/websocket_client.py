@@ -206,7 +206,7 @@ class WebSocketClient:
             parts.append(frame.payload)
         payload = b"".join(parts)
         if first.compressed:
-            payload = self._inflate(payload)
+            payload = self.inflate(payload)
         return payload.decode() if first.opcode is Opcode.TEXT else payload
 
     async def read_close(self) -> tuple[int | None, str]:
@@ -226,7 +226,7 @@ class WebSocketClient:
             return
         raise ServerViolation(f"{frame} after the end")
 
-    def _inflate(self, payload: bytes) -> bytes:
+    def inflate(self, payload: bytes) -> bytes:
         inflater = self._inflater if self._keeps_context else zlib.decompressobj(-15)
         return inflater.decompress(payload + b"\x00\x00\xff\xff")
 
