@@ -15,6 +15,9 @@ NO_APPLICATION_PROTOCOL: Final = bytes.fromhex("15 0303 0002 02 78")
 """A record with that fatal alert."""
 MAX_HELLO: Final = 1 << 16
 """Bytes of a hello that are looked at. With keys against quantum computers it has about 2,000."""
+MAX_RECORDS: Final = 64
+"""Records that they may come in. Clients use one; each piece that arrives is a look at all of them,
+so that 64 KiB in records of a byte each would cost a minute."""
 
 _HANDSHAKE: Final = 22
 _CLIENT_HELLO: Final = 1
@@ -30,9 +33,10 @@ def offered_protocols_untrusted(received: bytes) -> tuple[bytes, ...] | None:
     None: more is needed. Empty: it names no protocol, or sends what OpenSSL shall complain of.
     """
     message = b""
-    start = 0
+    start = records = 0
     while start < len(received) <= MAX_HELLO:
-        if received[start] != _HANDSHAKE:
+        records += 1
+        if received[start] != _HANDSHAKE or records > MAX_RECORDS:
             return ()
         content = start + _RECORD_HEADER
         start = content + int.from_bytes(received[content - 2 : content])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from asgiri.worker.protocol.client_hello import (
     MAX_HELLO,
+    MAX_RECORDS,
     NO_APPLICATION_PROTOCOL,
     offered_protocols_untrusted,
 )
@@ -52,7 +53,7 @@ def test_part_of_a_hello_is_not_enough(size):
     assert offered_protocols_untrusted(HELLO[:size]) is None
 
 
-@given(st.integers(1, 300))
+@given(st.integers(len(HELLO) // MAX_RECORDS + 1, 300))
 def test_hello_may_come_in_many_records(size):
     records = in_records(HELLO, size)
     assert offered_protocols_untrusted(records) == (b"h2", b"http/1.1")
@@ -66,7 +67,9 @@ def test_hello_may_come_in_many_records(size):
         b"\x80\x2e\x01\x00\x02",  # SSL 2
         b"\x16\x03\x01\x00\x05\x02",  # a ServerHello
         b"\x16\x03\x01\x00\x04\x01\x00\x00\x00",  # an empty hello
-        b"\x16\x03\x01\x00\x00" * (MAX_HELLO // 5 + 1),
+        in_records(bytes(5) + b"\x01\xff\xff\xff" + bytes(MAX_HELLO), 16384),
+        b"\x16\x03\x01\x00\x00" * (MAX_RECORDS + 1),
+        in_records(HELLO, 1),
         b"\x16\x03\x01\x00\x01\x01\x15\x03\x01\x00\x02\x02\x28",  # an alert inside
     ],
 )
