@@ -15,6 +15,9 @@ PING: Final = 0x89
 PONG: Final = 0x8A
 _PLAIN: Final = frozenset((TEXT, BINARY, PING, PONG))
 _MASKED: Final = 0x80
+_CRUMB: Final = 1024
+"""A read of less, within a frame, is copied: as an object of its own it would take many times the
+memory of its bytes, and a peer could send a large message in crumbs only."""
 _SHORT: Final = 2048
 """Payloads up to here are faster as one large number than by tables."""
 _TABLES: Final = [bytes(left ^ right for left in range(256)) for right in range(256)]
@@ -55,7 +58,7 @@ class FrameReader:
         self._max_size = max_size
         self._data = b""
         self._start = 0
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._missing = 0
         """Bytes that a frame still lacks, of which `_parts` has what has come."""
 
@@ -63,7 +66,13 @@ class FrameReader:
         """Feed bytes from the peer."""
         if self._missing > 0:
             # Joined once: a long message is not copied with every read.
-            self._parts.append(data)
+            last = self._parts[-1]
+            if len(data) >= _CRUMB:
+                self._parts.append(data)
+            elif isinstance(last, bytearray):
+                last += data
+            else:
+                self._parts.append(bytearray(data))
             self._missing -= len(data)
             if self._missing <= 0:
                 self._data = b"".join(self._parts)

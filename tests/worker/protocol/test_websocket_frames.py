@@ -1,6 +1,7 @@
 """Frames by hand; `test_websocket` asks wsproto the same."""
 
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -85,6 +86,24 @@ def test_frames_do_not_depend_on_how_bytes_arrive(expected, cuts):
     assert frames == expected
     assert reader.next_frame() is NEED_MORE
     assert reader.take_rest() == b""
+
+
+def test_a_message_in_crumbs_takes_no_more_memory_than_in_one_piece():
+    """ws CVE-2026-48779: an object for each two bytes is twenty times the message."""
+    size = 100_000
+    data = frame(BINARY, bytes(size))
+    reader = reader_of(data[:20])
+    assert reader.next_frame() is NEED_MORE
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        for start in range(20, len(data) - 2, 2):
+            reader.receive(data[start : start + 2])
+        assert tracemalloc.get_traced_memory()[0] - before < 2 * size
+    finally:
+        tracemalloc.stop()
+    reader.receive(data[start + 2 :])
+    assert read_all(reader) == [(BINARY, bytes(size))]
 
 
 @given(st.binary(max_size=40))
