@@ -126,7 +126,7 @@ class _Attendant:
             self._unsent.clear()  # it is gone: the end of what it says tells that
 
     def receive(self) -> list[Any] | None:
-        """Return what it has said; None when it will say no more."""
+        """Return what it has said; None when it will say no more that makes sense."""
         try:
             data = self.socket.recv(CHUNK)
         except BlockingIOError:
@@ -138,7 +138,9 @@ class _Attendant:
         self._received += data
         *lines, rest = self._received.split(b"\n")
         self._received = bytearray(rest)
-        return [orjson.loads(line) for line in lines]
+        answers = [_read_answer(line) for line in lines]
+        # Its hooks are foreign code: one that has written into the socket is no attendant.
+        return None if None in answers or len(rest) > MAX_WAITING else answers
 
     def close(self, patience: float = 0.0) -> None:
         """Let it end. What waits is sent within `patience`."""
@@ -330,3 +332,16 @@ def _error(problem: Any) -> ConfigError | StartError:
     if isinstance(problem, list):
         return ConfigError(*problem)
     return StartError(str(problem))
+
+
+def _read_answer(line: bytes) -> dict[str, Any] | None:
+    """Return a problem, or the level that it logs from; None for what is neither."""
+    try:
+        answer = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(answer, dict):
+        return None
+    problem, level = answer.get("problem"), answer.get("level")
+    is_triple = isinstance(problem, list) and [type(part) for part in problem] == [str] * 3
+    return answer if is_triple or isinstance(problem, str) or type(level) is int else None

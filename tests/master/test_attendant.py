@@ -223,6 +223,23 @@ def test_one_that_dies_is_replaced_and_the_log_goes_on(scene: Scene):
     scene.wait(lambda: scene.attendance.reap() or scene.attendance.pids == [scene.ready_pid])
 
 
+@pytest.mark.parametrize("rubbish", [b"rubbish\n", b"[]\n", b"{}\n", b'{"problem": [1]}\n'])
+def test_one_whose_hooks_write_to_us_is_replaced(scene: Scene, rubbish: bytes):
+    (scene.folder / "hooks.py").write_text(
+        "import os\n"
+        "def when_ready(server):\n"
+        "    for fd in range(3, 64):\n"
+        "        try:\n"
+        f"            os.write(fd, {rubbish!r})\n"
+        "        except OSError:\n"
+        "            pass\n"
+    )
+    scene.attendance.begin(scene.order("when_ready"))
+    pid = scene.ready_pid
+    scene.attendance.hook("when_ready", FACTS)
+    scene.wait_ready(pid)
+
+
 def test_a_new_configuration_is_for_a_new_one(scene: Scene):
     scene.attendance.begin(scene.order(*HOOKS))
     before = scene.ready_pid
