@@ -334,7 +334,7 @@ def _error(problem: Any) -> ConfigError | StartError:
     return StartError(str(problem))
 
 
-def _read_answer(line: bytes) -> dict[str, Any] | None:
+def _read_answer(line: bytes | bytearray) -> dict[str, Any] | None:
     """Return a problem, or the level that it logs from; None for what is neither."""
     try:
         answer = orjson.loads(line)
