@@ -154,7 +154,7 @@ async def test_beyond_the_bound_datagrams_are_dropped_and_counted(real: socket.s
     sending.close()
 
 
-@pytest.mark.parametrize("number", [errno.EPERM, errno.ENETUNREACH, errno.EMSGSIZE])
+@pytest.mark.parametrize("number", [errno.EPERM, errno.ENOBUFS, errno.ENETUNREACH, errno.EMSGSIZE])
 async def test_what_the_system_refuses_is_lost_and_counted(real: socket.socket, number: int):
     scripted = ScriptedSocket(real)
     scripted.answers = [OSError(number, os.strerror(number))]
