@@ -33,13 +33,12 @@ from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.proxied import read_proxy_header
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.tls import ServerTls, handshaking
+from asgiri.worker.transport.tls import ServerTls
+from asgiri.worker.transport.tls_stream import TlsTransport
 
 logger = logging.getLogger("asgiri.worker")
 
 WILDCARDS: Final = frozenset(("", "0.0.0.0", "::"))  # noqa: S104
-TLS_SHUTDOWN_TIMEOUT: Final = 10.0
-"""How long a peer may take for its close_notify, and for the last 64 KiB before it."""
 HANDSHAKE_REFUSALS: Final = {
     "HTTP_REQUEST": Refusal.PLAINTEXT_ON_TLS,
     "NO_APPLICATION_PROTOCOL": Refusal.TLS_NO_PROTOCOL,
@@ -223,21 +222,22 @@ class TcpEndpoint:
 
     async def _open(self, new: NewConnection, connection: socket.socket) -> None:
         loop = self.services.loop
+        protocol = new if new.tls is None else self._secured(new, new.tls)
         try:
-            if new.tls is None:
-                await loop.connect_accepted_socket(lambda: new, connection)
-            else:
-                handshaking.set(connection)
-                await loop.connect_accepted_socket(
-                    lambda: new,
-                    connection,
-                    ssl=new.tls.context,
-                    ssl_handshake_timeout=self.services.config.tls.handshake_timeout,
-                    ssl_shutdown_timeout=TLS_SHUTDOWN_TIMEOUT,
-                )
-        except (OSError, EOFError) as error:
+            await loop.connect_accepted_socket(lambda: protocol, connection)
+        except OSError as error:
             new.failed(error)
             connection.close()
+
+    def _secured(self, new: NewConnection, tls: ServerTls) -> TlsTransport:
+        return TlsTransport(
+            self.services.loop,
+            new,
+            tls.context,
+            offered=tls.protocols,
+            handshake_timeout=self.services.config.tls.handshake_timeout,
+            failed=new.failed,
+        )
 
     def closed(self) -> None:
         """A connection is gone."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import re
-import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +13,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from asgiri.config import HttpConfig, TlsConfig
-from asgiri.worker.protocol.client_hello import (
-    NO_APPLICATION_PROTOCOL,
-    offered_protocols_untrusted,
-)
 from asgiri.worker.protocol.server_names import ServerNames
 
 VERIFY_MODES: Final = {
@@ -29,20 +23,8 @@ VERIFY_MODES: Final = {
 TLS_VERSIONS: Final = {"TLSv1.2": 0x0303, "TLSv1.3": 0x0304}
 
 
-handshaking: Final[contextvars.ContextVar[socket.socket | None]] = contextvars.ContextVar(
-    "handshaking", default=None
-)
-"""The socket whose TLS handshake begins in this context; set by who begins it."""
-
-
 class TlsError(Exception):
     """A certificate, a key or an option that OpenSSL does not take. One line."""
-
-
-class NoCommonProtocolError(ssl.SSLError):
-    """The client offers protocols, and none of ours."""
-
-    reason = "NO_APPLICATION_PROTOCOL"  # as OpenSSL calls it
 
 
 class ServerTls:
@@ -55,6 +37,8 @@ class ServerTls:
             for certfile, keyfile in zip(tls.certfile, keyfiles, strict=True)
         ]
         self.context: Final = contexts[0]
+        self.protocols: Final = frozenset(name.encode() for name in alpn_protocols(http))
+        """What it offers by ALPN."""
         self._certificates = {
             id(context): _read_leaf(certfile)
             for context, certfile in zip(contexts, tls.certfile, strict=True)
@@ -95,68 +79,10 @@ class ServerTls:
         }
 
 
-class _ServerContext(ssl.SSLContext):
-    """Remembers the protocols that it was told to offer."""
-
-    protocols: frozenset[bytes] = frozenset()
-
-
-class _ServerSide(ssl.SSLObject):
-    """Sends the alert by which a handshake fails (RFC 8446 §6.2), so that the client learns why.
-
-    asyncio and uvloop drop what OpenSSL has written when they see its error. And OpenSSL does not
-    fail, as Python sets it up, for want of a common protocol: that is found here.
-    """
-
-    incoming: ssl.MemoryBIO
-    outgoing: ssl.MemoryBIO
-    protocols: frozenset[bytes]
-    """One of these is to be among what the client offers; empty when that is known."""
-    wire: socket.socket | None
-
-    # Where the standard library makes the objects of a context. If that moves, alerts stay away.
-    @classmethod
-    def _create(cls, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, **options: Any) -> Any:
-        created = super()._create(incoming, outgoing, **options)  # type: ignore[misc]
-        created.incoming = incoming
-        created.outgoing = outgoing
-        created.protocols = options["context"].protocols
-        created.wire = handshaking.get()
-        return created
-
-    def do_handshake(self) -> None:
-        try:
-            if self.protocols:
-                self._compare_protocols()
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError:
-            alert = self.outgoing.read()
-            if alert and self.wire is not None:
-                # Nothing waits before it: the client has answered what was sent until here.
-                with contextlib.suppress(OSError):
-                    self.wire.send(alert, socket.MSG_DONTWAIT)
-            raise
-
-    def _compare_protocols(self) -> None:
-        received = self.incoming.read()
-        self.incoming.write(received)
-        offered = offered_protocols_untrusted(received)
-        if offered is None:
-            # OpenSSL would take what there is of the hello.
-            raise ssl.SSLWantReadError
-        if offered and self.protocols.isdisjoint(offered):
-            self.outgoing.write(NO_APPLICATION_PROTOCOL)
-            raise NoCommonProtocolError(f"the client offers {offered}")
-        self.protocols = frozenset()
-
-
 def _create_context(
     tls: TlsConfig, http: HttpConfig, certfile: str, keyfile: str
 ) -> ssl.SSLContext:
-    context = _ServerContext(ssl.PROTOCOL_TLS_SERVER)
-    context.sslobject_class = _ServerSide
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = (
         ssl.TLSVersion.TLSv1_3 if tls.tls_min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     )
@@ -175,7 +101,6 @@ def _create_context(
     protocols = alpn_protocols(http)
     if protocols:
         context.set_alpn_protocols(protocols)
-        context.protocols = frozenset(name.encode() for name in protocols)
     return context
 
 
