@@ -6,7 +6,10 @@ that what disturbs the machine disturbs all. Below each table stands what we aim
 
 Needs wrk and h2load; for HTTP/3 a directory with another system (`--chroot`) in which h2load-h3,
 nginx and Caddy are installed, all with HTTP/3. What is missing on a machine is left out and said.
-`--only TEXT` picks questions by their title. The other scripts here ask more about less.
+`--only TEXT` picks questions by their title, `--against COMMIT` compares with ourselves as we were,
+`--plot FILE` draws how far each aim is. The other scripts here ask more about less.
+
+Read several rounds, and ratios: on a machine that others use, processor time itself is dearer.
 """
 
 from __future__ import annotations
@@ -14,18 +17,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import secrets
 import subprocess
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import contenders
+import master_cost
+from lib import contenders, costs
 from lib.contenders import granian, gunicorn, hypercorn, ours, uvicorn
 from lib.cpu import split_processors, tree_nanoseconds
 from lib.load import h2load, wrk
+from lib.plot import Verdict, draw
 from lib.report import Row, print_table
 from lib.servers import APP, PROJECT, Contender, Place, find_program, free_port, running
 from lib.servers import certificate as make_certificate
@@ -44,6 +49,7 @@ wrk.path = "/upload"
 wrk.body = string.rep("x", 1048576)
 """
 MIB = 1 << 20
+DATAGRAMS = 100_000
 
 
 @dataclass(slots=True)
@@ -71,21 +77,23 @@ Load = Callable[[Bench, Place, float], int]
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """Our figure divided by the best of those whose names begin so."""
+    """Our figure divided by the best of those whose names begin so; or our figure alone."""
 
-    ratio: float
-    rivals: str = ""
+    limit: float
+    rivals: str | None = ""
+    """None: the limit is in the table's own unit."""
 
-    def verdict(self, rows: Sequence[Row]) -> str:
-        own = next((row.median for row in rows if row.name == "asgiri" and row.values), None)
-        others = {row.name: row.median for row in rows if row.name != "asgiri" and row.values}
-        others = {name: value for name, value in others.items() if name.startswith(self.rivals)}
+    def verdict(self, title: str, rows: Sequence[Row]) -> Verdict:
+        medians = {row.name: row.median for row in rows if row.values}
+        own = medians.pop("asgiri", None)
+        if self.rivals is None:
+            return Verdict(title, f"aim: <= {self.limit:.3g}", own, self.limit)
+        others = {name: value for name, value in medians.items() if name.startswith(self.rivals)}
         if own is None or not others:
-            return f"aim: <= {self.ratio:.3g} of {self.rivals or 'the best'}: not measured"
+            aim = f"aim: <= {self.limit:.3g} of {self.rivals or 'the best'}"
+            return Verdict(title, aim, None, self.limit)
         best = min(others, key=lambda name: others[name])
-        ratio = own / others[best]
-        word = "reached" if ratio <= self.ratio else "MISSED"
-        return f"aim: <= {self.ratio:.3g} of {best}: {ratio:.2f}, {word}"
+        return Verdict(title, f"aim: <= {self.limit:.3g} of {best}", own / others[best], self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,24 @@ class Question:
     per: str = "request"
     scale: float = 1e-3
     """From nanoseconds per piece of work."""
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title}: processor time per {self.per}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """A question of another kind, which has its own way to be answered."""
+
+    title: str
+    unit: str
+    measure: Callable[[costs.Setting], list[Row]]
+    aims: Sequence[Aim]
+
+    @property
+    def heading(self) -> str:
+        return self.title
 
 
 # Loads
@@ -223,7 +249,9 @@ def started(
 ) -> Iterator[list[int]]:
     """Run a server, and the one in front of it; give the pids whose trees are to be counted."""
     if not contender.front:
-        with running(command, place.port, bench.server_processor) as process:
+        with running(
+            command, place.port, bench.server_processor, project=contender.project
+        ) as process:
             yield [process.pid]
         return
     assert bench.chroot is not None
@@ -363,6 +391,33 @@ QUESTIONS: Sequence[Question] = (
 )
 
 
+def per_datagram(setting: costs.Setting) -> list[Row]:
+    own, floor = Row("asgiri"), Row("bare recvfrom")
+    with tempfile.NamedTemporaryFile() as secret:
+        secret.write(secrets.token_hex(32).encode())
+        secret.flush()
+        for _ in range(setting.rounds):
+            floor.values.append(master_cost.recvfrom_per_datagram(DATAGRAMS))
+            spent = master_cost.master_per_datagram(*setting.certificate, secret.name, DATAGRAMS)
+            own.values.append(spent)
+    return [own, floor]
+
+
+def per_connection(setting: costs.Setting) -> list[Row]:
+    rounds = range(setting.rounds)
+    return [Row("asgiri", [master_cost.master_per_connection("wrk", 2) for _ in rounds])]
+
+
+COSTS: Sequence[Cost] = (
+    Cost("the master, per datagram", "us", per_datagram, [Aim(3.0, "bare recvfrom")]),
+    Cost("the master, per connection", "us", per_connection, [Aim(10.0, None)]),
+    Cost("HTTP/3: what a master adds to the median answer", "us", costs.latency, [Aim(50.0, None)]),
+    Cost("memory of an idle worker", "MiB", costs.idle_worker, [Aim(1.0, "uvicorn")]),
+    Cost("memory of an idle connection", "KiB", costs.idle_connection, [Aim(8.0, None)]),
+    Cost("from the command to the first answer", "ms", costs.start, [Aim(1.2, "uvicorn")]),
+)
+
+
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peers", type=Path, help="directory of a venv with other servers")
@@ -373,9 +428,43 @@ def parse_arguments() -> argparse.Namespace:
         default="",
         help="measure servers whose name contains one of these, parted by commas",
     )
+    parser.add_argument("--against", default="", help="a commit of ours to compare with")
+    parser.add_argument("--plot", type=Path, help="write an SVG of the aims")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3)
     return parser.parse_args()
+
+
+@contextlib.contextmanager
+def ourselves_at(commit: str) -> Iterator[Path | None]:
+    """Check a commit out beside this one."""
+    if not commit:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        git = ["git", "-C", str(PROJECT), "worktree"]
+        subprocess.run([*git, "add", "--detach", directory, commit], check=True)
+        try:
+            yield Path(directory)
+        finally:
+            subprocess.run([*git, "remove", "--force", directory], check=True)
+
+
+def chosen(question: Question, names: Sequence[str], before: Path | None) -> Question:
+    rivals = [r for r in question.rivals if any(name in r.name for name in names)]
+    if before is not None:
+        earlier = [r for r in question.rivals if r.name == "asgiri"]
+        rivals += [dataclasses.replace(r, name="earlier", project=before) for r in earlier]
+    return dataclasses.replace(question, rivals=rivals)
+
+
+def report(question: Question | Cost, rows: Sequence[Row]) -> list[Verdict]:
+    print_table(question.heading, question.unit, rows, compare="asgiri")
+    verdicts = [aim.verdict(question.title, rows) for aim in question.aims]
+    for verdict in verdicts:
+        print(verdict.text)
+    sys.stdout.flush()
+    return verdicts
 
 
 def main() -> None:
@@ -385,23 +474,21 @@ def main() -> None:
     for program in ("wrk", "h2load"):
         if find_program(program) is None:
             raise SystemExit(f"{program} is missing")
-    verdicts = []
-    with make_certificate() as certificate:
+    verdicts: list[Verdict] = []
+    with make_certificate() as certificate, ourselves_at(options.against) as before:
         for question in QUESTIONS:
-            if options.only.lower() not in question.title.lower():
-                continue
-            names = options.server.split(",")
-            rivals = [r for r in question.rivals if any(name in r.name for name in names)]
-            question = dataclasses.replace(question, rivals=rivals)
-            rows = ask(question, bench, certificate)
-            title = f"{question.title}: processor time per {question.per}"
-            print_table(title, question.unit, rows, compare="asgiri")
-            for aim in question.aims:
-                print(aim.verdict(rows))
-                verdicts.append(f"{question.title}: {aim.verdict(rows)}")
-            sys.stdout.flush()
-    print("\nAll aims\n")
-    print(textwrap.indent("\n".join(verdicts), "  "))
+            if options.only.lower() in question.title.lower():
+                asked = chosen(question, options.server.split(","), before)
+                verdicts += report(asked, ask(asked, bench, certificate))
+        setting = costs.Setting(options.peers, options.rounds, certificate)
+        for cost in COSTS:
+            if options.only.lower() in cost.title.lower():
+                verdicts += report(cost, cost.measure(setting))
+    print("\nAll aims, what falls short first\n")
+    for verdict in sorted(verdicts, key=lambda verdict: verdict.word != "MISSED"):
+        print(f"  {verdict.title}: {verdict.text}")
+    if options.plot is not None:
+        options.plot.write_text(draw(verdicts))
 
 
 if __name__ == "__main__":

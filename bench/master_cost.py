@@ -23,8 +23,9 @@ from pathlib import Path
 from lib.cpu import cpu_nanoseconds, process_tree, split_processors
 from lib.load import wrk
 from lib.report import Row, print_table
-from lib.servers import APP, certificate, find_program, free_port, running
+from lib.servers import APP, PROJECT, certificate, find_program, free_port, running
 
+sys.path.insert(0, str(PROJECT))  # the interpreter may be the peers'
 from asgiri.ipc.connection_id import (
     CONNECTION_ID_LENGTH,
     ConnectionIdCodec,

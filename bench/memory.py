@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from lib.clients import Http1Client
+from lib.costs import is_worker, pss
 from lib.cpu import process_tree, tree_nanoseconds
 from lib.report import Row, print_table
 from lib.servers import free_port, running
@@ -24,18 +23,6 @@ from lib.servers import free_port, running
 APP = "large_app:app"
 MODES = {"without --preload": (), "with --preload": ("--preload",)}
 CONNECTIONS = 16
-
-
-def pss(pid: int) -> float:
-    """Proportional share of memory, in MiB."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    match = re.search(r"^Pss:\s+(\d+) kB", text, re.MULTILINE)
-    assert match is not None
-    return int(match[1]) / 1024
-
-
-def is_worker(pid: int) -> bool:
-    return b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 class Measured:

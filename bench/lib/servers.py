@@ -58,6 +58,8 @@ class Contender:
     """Command of a front server; the path of its configuration is added."""
     front_configuration: str = ""
     """What that file says, with the same names filled in, and `{directory}`."""
+    project: Path = PROJECT
+    """Where `asgiri` is imported from."""
 
     def command(self, place: Place, peers: Path | None) -> list[str] | None:
         """None when the program is missing."""
@@ -91,11 +93,11 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def running(
-    command: Sequence[str], port: int, processor: int | None
+    command: Sequence[str], port: int, processor: int | None, *, project: Path = PROJECT
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server on one processor, or on all for None, from when it answers a request."""
     processors = os.sched_getaffinity(0) if processor is None else {processor}
-    environment = {**os.environ, "PYTHONPATH": f"{PROJECT}{os.pathsep}{APPS}"}
+    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{APPS}"}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command,
