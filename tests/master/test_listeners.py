@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import struct
+import sys
 
 import pytest
 
@@ -62,6 +64,15 @@ def test_quic_is_off_unless_wanted(opening):
 def test_quic_bind_replaces_the_twins(opening):
     listeners = opening("127.0.0.1:0", quic=True, quic_bind=("127.0.0.1:0",))
     assert kinds(listeners) == ["tcp", "udp"]
+
+
+@pytest.mark.linux
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the length of a queue")
+def test_backlog_is_the_length_of_the_queue(opening):
+    (listener,) = opening("127.0.0.1:0", backlog=7)
+    # struct tcp_info: eight octets, then numbers; of a listener tcpi_sacked is its backlog.
+    information = listener.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    assert struct.unpack_from("=8x6I", information)[5] == 7
 
 
 def test_insecure_bind_has_no_quic_and_no_tls(opening):

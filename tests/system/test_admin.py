@@ -314,9 +314,14 @@ async def test_statsd_needs_no_address_of_ours():
 
 async def test_the_stream_channel_has_a_board_as_well():
     async with serve(
-        workers=1, tls=True, http3=True, ring_channel="stream", admin=ANYWHERE
+        workers=1,
+        tls=True,
+        http3=True,
+        ring_channel="stream",
+        ring_size="256KiB",
+        admin=ANYWHERE,
     ) as server:
         admin, visitors = Admin(server), Visitors(server)
         await visitors.ask("3", 3)
         status = await admin.wait_status(lambda status: status["totals"]["requests"]["3"] == 3)
-        assert status["workers"][0]["ring"]["size"] == 4 << 20
+        assert status["workers"][0]["ring"]["size"] == 256 << 10

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pytest
 
 from asgiri.ctl import ControlClient, RefusedError, locate
@@ -187,6 +188,7 @@ async def test_the_status_is_the_same_for_people_and_machines(tmp_path: Path):
         lines = output.splitlines()
         assert lines[0].startswith("asgiri ")
         assert f": shop, process {server.pid}, up " in lines[0]
+        assert psutil.Process(server.pid).cmdline()[0].startswith("asgiri: master [shop]")
         assert lines[1] == f"listening on http://127.0.0.1:{server.port} (http/1.1, h2)"
         assert lines[2] == "generation 1, 2 of 2 ready"
         assert [line.split()[:4] for line in lines[5:]] == [

@@ -15,6 +15,7 @@ import pytest
 from tests.support.client import request
 from tests.support.fetch import fetch, http1
 from tests.support.http1_client import Http1Connection
+from tests.support.http3_client import Http3Connection
 from tests.support.server import PROJECT, Server, ServerOptions, serve
 from tests.support.stream import ByteStream
 
@@ -41,9 +42,11 @@ async def scope_over_unix(path: Path) -> dict[str, object]:
         return json.loads(response.body)
 
 
-async def test_a_unix_socket(tmp_path: Path):
+@pytest.mark.parametrize("option", ["bind", "uds"])
+async def test_a_unix_socket(tmp_path: Path, option: str):
     path = tmp_path / "socket"
-    async with serve(bind=f"unix:{path}"):
+    where = {"bind": f"unix:{path}"} if option == "bind" else {"bind": None, "uds": path}
+    async with serve(**where):
         assert stat.S_ISSOCK(path.stat().st_mode)
         scope = await scope_over_unix(path)
         assert scope["server"] == [str(path), None]
@@ -103,6 +106,25 @@ async def test_tcp_and_udp_have_one_port_number():
         assert server.addresses("udp") == server.addresses("tcp")
         response = await fetch(server)
         assert f'h3=":{server.port}"' in (response.header("alt-svc") or "")
+
+
+async def test_http_3_may_have_a_port_of_its_own():
+    async with serve(workers=1, tls=True, http3=True, quic_bind="127.0.0.1:0") as server:
+        ((_, udp),) = server.addresses("udp")
+        assert udp != server.port
+        connection = await Http3Connection.connect("127.0.0.1", udp)
+        response = await request(connection, "GET", "/hello")
+        assert response.status == 200
+        await connection.close()
+        assert f'h3=":{udp}"' in ((await fetch(server)).header("alt-svc") or "")
+
+
+async def test_host_and_port_name_an_address():
+    async with serve(workers=1, bind=None, host="127.0.0.2", port=0) as server:
+        ((host, port),) = server.addresses()
+        assert host == "127.0.0.2"
+        assert port != 8000
+        assert (await fetch(server)).status == 200
 
 
 async def test_an_inherited_descriptor_is_served():

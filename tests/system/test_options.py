@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import ssl
 import textwrap
@@ -9,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from tests.behaviour.versions import connect_http1, connect_http2, connect_http3
 from tests.support.admin import Admin
+from tests.support.certificates import certificates
 from tests.support.client import request
 from tests.support.fetch import fetch
 from tests.support.http1_client import Http1Connection
@@ -124,6 +132,50 @@ async def test_a_sampled_access_log_counts_what_it_leaves_out(tmp_path: Path):
         metrics = await admin.get("/metrics")
         assert b"\nasgiri_access_log_lines_left_out_total 5\n" in metrics.body
     assert file.read_text() == ""
+
+
+async def test_wsgi_threads_bound_the_calls_at_once(tmp_path: Path):
+    (tmp_path / "threaded.py").write_text(
+        textwrap.dedent("""
+            import threading, time
+
+            def application(environ, start_response):
+                time.sleep(0.01)
+                start_response("200 OK", [("Content-Type", "text/plain")])
+                return [str(threading.get_ident()).encode()]
+        """)
+    )
+    options = {"app": "threaded:application", "app_dir": tmp_path, "wsgi_threads": 1}
+    async with serve(workers=1, **options) as server:
+        answers = await asyncio.gather(*[fetch(server, "/") for _ in range(8)])
+        assert len({answer.body for answer in answers}) == 1
+
+
+async def test_a_certificate_is_made_on_the_spot(tmp_path: Path):
+    environment = {"XDG_CACHE_HOME": str(tmp_path)}
+    async with serve(workers=1, self_signed=True, environment=environment) as server:
+        trusting = ssl.create_default_context(cafile=next(tmp_path.glob("*/*-*/certificate.pem")))
+        connection = await Http1Connection.connect("127.0.0.1", server.port, tls=trusting)
+        assert (await request(connection, "GET", "/hello")).status == 200
+        await connection.close()
+
+
+async def test_a_key_may_have_a_password(tmp_path: Path):
+    key = load_pem_private_key(certificates().keyfile.read_bytes(), None)
+    encryption = BestAvailableEncryption(b"secret")
+    keyfile = tmp_path / "key.pem"
+    keyfile.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    options = {
+        "certfile": certificates().certfile,
+        "keyfile": keyfile,
+        "http3": True,
+    }
+    environment = {"ASGIRI_KEYFILE_PASSWORD": "secret"}
+    async with serve(workers=1, environment=environment, **options) as server:
+        for connect in (connect_http1, connect_http3):
+            connection = await connect(server)
+            assert (await request(connection, "GET", "/hello")).status == 200
+            await connection.close()
 
 
 async def test_http_3_can_be_all_there_is():

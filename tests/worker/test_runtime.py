@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from asgiri.config import AppConfig, Config, HttpConfig
 from asgiri.errors import ChannelClosedError
 from asgiri.ipc.messages import (
     Drain,
@@ -17,6 +18,7 @@ from asgiri.ipc.messages import (
     DumpStacks,
     Failed,
     Importing,
+    ListenerInfo,
     Quit,
     Ready,
     ReloadCertificates,
@@ -27,6 +29,7 @@ from asgiri.ipc.messages import (
 from asgiri.ipc.messages import Warning as WarningMessage
 from asgiri.ipc.scoreboard import AssignmentCell, Assignments, Cell, WorkerState
 from asgiri.worker.process import MASTER_PATIENCE
+from asgiri.worker.runtime import response_defaults
 from tests.support.certificates import certificates
 from tests.support.worker import make_config
 from tests.support.worker_process import PATIENCE, spawn_worker
@@ -43,6 +46,23 @@ async def ask(worker, target, *fields):
 
 
 # Boot
+
+
+UDP = ListenerInfo(1, "udp", "127.0.0.1", 4433, "", tls=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "listeners", "expected"),
+    [
+        ({}, (), None),
+        ({}, (UDP,), b'h3=":4433"; ma=86400'),
+        ({"alt_svc_max_age": 60.0}, (UDP,), b'h3=":4433"; ma=60'),
+        ({"alt_svc": False}, (UDP,), None),
+    ],
+)
+def test_http_3_is_announced_as_the_options_say(options, listeners, expected):
+    config = Config(app=AppConfig(target="a:b"), http=HttpConfig(**options))
+    assert dict(response_defaults(config, listeners).fields).get(b"alt-svc") == expected
 
 
 async def test_worker_says_how_far_it_is_and_serves_what_it_is_given():

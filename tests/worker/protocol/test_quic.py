@@ -224,6 +224,24 @@ def test_path_challenges_end_the_connection_when_they_are_many(pair: Pair):
     assert isinstance(ended, ConnectionEnded)
 
 
+@pytest.mark.parametrize("size", [1200, 1452])
+def test_datagrams_are_as_large_as_the_option_says(size: int):
+    sizes = []
+
+    def network(datagram: bytes) -> tuple[bytes]:
+        sizes.append(len(datagram))
+        return (datagram,)
+
+    pair = Pair(http3={"max_datagram_size": size}, network=network)
+    pair.request()
+    pair.run()
+    (request,) = pair.take_events()
+    head = ResponseHead(200, [])
+    pair.engine.send_response(request.stream_id, head, b"x" * 100_000, ended=True)
+    pair.run()
+    assert max(sizes) == size
+
+
 # Paths
 
 
