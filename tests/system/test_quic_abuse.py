@@ -37,7 +37,6 @@ from tests.support.server import Server, ServerOptions, serve
 pytestmark = pytest.mark.slow
 
 MAX_GROWTH = 64 << 20
-PATH_RESPONSE = 0x1B
 GREASE = 0x21 + 0x1F * 5
 UPLOAD = 1 << 20
 
@@ -84,9 +83,6 @@ async def many_challenges(probe: Probe) -> None:
     for number in range(200):
         payload = b"".join(b"\x1a%08d" % (100 * number + which) for which in range(100))
         probe.send_packet(payload)
-    await probe.silence()
-    # Of each packet as many are answered as may wait at a time: 32.
-    assert len(probe.frames(PATH_RESPONSE)) <= 200 * 32
 
 
 async def small_frames_of_every_kind(probe: Probe) -> None:
@@ -207,7 +203,6 @@ Attack = Callable[[Probe], Awaitable[None]]
 @pytest.mark.parametrize(
     "attack",
     [
-        many_challenges,
         small_frames_of_every_kind,
         grease_without_end,
         empty_data_without_end,
@@ -236,6 +231,7 @@ async def test_what_is_too_much_is_refused_each_time(
 @pytest.mark.parametrize(
     ("attack", "kind", "code", "counter"),
     [
+        (many_challenges, 0x1C, 0x01, "quic_frame_flood"),
         (retire_what_is_given, 0x1D, ErrorCode.H3_EXCESSIVE_LOAD, "quic_frame_flood"),
         (tls_without_end, 0x1C, 0x0D, "quic_crypto_buffer"),
         (gaps_without_end, 0x1C, 0x01, "quic_frame_flood"),
