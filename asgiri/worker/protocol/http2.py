@@ -25,6 +25,7 @@ import h2.connection
 import h2.events
 import h2.exceptions
 import h2.settings
+import h2.stream
 import hyperframe.exceptions
 
 from asgiri.config import FlowConfig, Http2Config
@@ -77,9 +78,10 @@ MAX_EARLY_PRIORITIES: Final = 128
 NO_RFC7540_PRIORITIES: Final = 0x9
 DEFAULT_WINDOW: Final = 65535
 
-# As plain numbers: `&` with a Flag takes 0.7 us.
-_END_STREAM: Final = int(Flag.END_STREAM)
-_PRIORITY: Final = int(Flag.PRIORITY)
+MAX_FORGETTABLE: Final = 32
+"""Streams that are over and that h2 still has, besides as many as are open."""
+
+_PLAIN_HEADERS: Final = (Flag.END_HEADERS, Flag.END_HEADERS | Flag.END_STREAM)
 _BASE64URL: Final = re.compile(rb"[0-9A-Za-z_-]*={0,2}")
 _H2C_FIELDS: Final = CONNECTION_SPECIFIC | {b"http2-settings"}
 
@@ -193,13 +195,44 @@ class Http2Connection(Http2Sender):
         if stream.remote_ended if stream else received.stream_id <= self._highest_id:
             self._guard.receive_late()
         if received.kind == FrameType.HEADERS:
-            self._trailers_go_on = not received.flags & _END_STREAM
+            if stream is None and self._opens_stream(received, events):
+                return
+            self._trailers_go_on = not received.flags & Flag.END_STREAM
             if self._trailers_go_on and stream and not stream.remote_ended:
                 # h2 would end the connection; `_trailers_received` ends the stream.
                 received = with_end(received)
-            if received.flags & _PRIORITY:
+            if received.flags & Flag.PRIORITY:
                 received = without_priority(received)
         self._pass_on(received, events)
+
+    def _opens_stream(self, received: Frame, events: list[Event]) -> bool:
+        """Receive a request whose fields came before, 12 us faster than h2, which makes objects of
+        frames and describes them to a log that is off. False: what h2 has to see.
+        """
+        stream_id = received.stream_id
+        if (
+            received.flags not in _PLAIN_HEADERS
+            or stream_id <= self._h2.highest_inbound_stream_id
+            or not stream_id & 1
+            or not self._decoder.recall(received.payload)
+        ):
+            return False
+        if len(self._h2.streams) > 2 * len(self._streams) + MAX_FORGETTABLE:
+            # h2 forgets closed streams when it is asked how many are open.
+            _ = self._h2.open_inbound_streams
+        stream = h2.stream.H2Stream(
+            stream_id,
+            config=self._h2.config,
+            inbound_window_size=self._h2.local_settings.initial_window_size,
+            outbound_window_size=self._h2.remote_settings.initial_window_size,
+        )
+        stream.max_outbound_frame_size = self._h2.max_outbound_frame_size
+        self._h2.streams[stream_id] = stream
+        self._h2.highest_inbound_stream_id = stream_id
+        _, [event, *_] = stream.receive_headers([], bool(received.flags & Flag.END_STREAM), None)
+        assert isinstance(event, h2.events.RequestReceived)
+        self._request_received(event, events)
+        return True
 
     def _receive_advice(self, received: Frame, stream: Stream | None, events: list[Event]) -> None:
         """A stream error of these does not depend on what h2 thinks of the stream."""

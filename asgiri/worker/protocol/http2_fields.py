@@ -28,6 +28,13 @@ class FieldDecoder(KnowingDecoder):
         self.fields: list[tuple[bytes, bytes]] = []
         """Of the last block; not to be changed."""
 
+    def recall(self, block: bytes) -> bool:
+        """Take into `fields` what came before; False if it has to be decoded."""
+        known = self.known.get(block)
+        if known is not None:
+            self.fields = [*known]
+        return known is not None
+
     def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
         """Decode a block into `fields`."""
         try:

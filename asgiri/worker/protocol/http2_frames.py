@@ -41,8 +41,8 @@ class FrameType(enum.IntEnum):
     PRIORITY_UPDATE = 0x10
 
 
-class Flag(enum.IntFlag):
-    """The flags this module looks at."""
+class Flag(enum.IntEnum):
+    """The flags we look at. Several of them together are a plain number."""
 
     END_STREAM = 0x1
     ACK = 0x1

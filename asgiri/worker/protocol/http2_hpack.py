@@ -31,14 +31,15 @@ class KnowingDecoder(hpack.Decoder):
 
     def __init__(self, max_header_list_size: int) -> None:
         super().__init__(max_header_list_size)
-        self._known: dict[bytes, list[hpack.HeaderTuple]] = {}
+        self.known: dict[bytes, list[hpack.HeaderTuple]] = {}
+        """Blocks that need no decoding and change nothing, and their fields."""
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[hpack.HeaderTuple]:
         """As hpack's; `raw` must be the same in all calls. Not to be changed by who gets it."""
-        if (known := self._known.get(data)) is not None:
+        if (known := self.known.get(data)) is not None:
             return known
         fields = list(super().decode(data, raw))
-        _remember(self._known, data, data, fields)
+        _remember(self.known, data, data, fields)
         return fields
 
 

@@ -89,4 +89,4 @@ def test_only_the_latest_blocks_are_kept():
     decoder = KnowingDecoder(LIMIT)
     for length in range(1, 3 * MAX_KNOWN):
         decoder.decode(b"\x82" * length, raw=True)
-    assert len(decoder._known) == MAX_KNOWN
+    assert len(decoder.known) == MAX_KNOWN
