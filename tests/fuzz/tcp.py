@@ -7,9 +7,11 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 
+import h11
 import hpack
 
 from asgiri.config import FlowConfig, Http2Config
+from asgiri.errors import AppError
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.asgi.forwarded import ForwardedReader
 from asgiri.worker.asgi.trust import TrustedPeers
@@ -20,6 +22,7 @@ from asgiri.worker.protocol.headers import (
     authority_is_valid,
     parse_request_untrusted,
     parse_trailers_untrusted,
+    response_head,
 )
 from asgiri.worker.protocol.http1 import Http1Connection
 from asgiri.worker.protocol.http2 import Http2Connection
@@ -40,6 +43,7 @@ from tests.fuzz.application import Application
 from tests.fuzz.script import Script, pack
 from tests.fuzz.target import Target
 from tests.support.http1_engine import (
+    DEFAULTS,
     PARSERS,
     Request,
     Transcript,
@@ -140,6 +144,56 @@ def _comparable(transcript: Transcript) -> Transcript:
 def http1_seeds() -> Iterable[bytes]:
     requests = [case.request for case in CASES if len(case.request) < 2000]
     return [pack(index & 1, 2, 5, 9, 0) + request for index, request in enumerate(requests)]
+
+
+# Responses: an application may pass on what a client has sent
+
+
+def run_response(data: bytes) -> None:
+    """What is written is what was meant, as h11 reads it, or the application is told."""
+    script = Script(data)
+    status = script.choice((200, 204, 304, 404, 599))
+    fields: Headers = []
+    while script:
+        fields.append((script.choice(_RESPONSE_NAMES) or script.take(), script.take()))
+    engine = connection()
+    engine.receive_data(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+    try:
+        head = response_head(status, fields, defaults=DEFAULTS)
+        engine.send_response(1, head, b"ok", ended=True)
+    except AppError:
+        return
+    client = h11.Connection(h11.CLIENT)
+    client.send(h11.Request(method="GET", target="/", headers=[("host", "a")]))
+    client.send(h11.EndOfMessage())
+    client.receive_data(engine.data_to_send())
+    client.receive_data(b"")
+    response = client.next_event()
+    assert isinstance(response, h11.Response)
+    assert response.status_code == status
+    meant = [(name.lower(), value.strip(b" \t")) for name, value in fields]
+    for name, value in response.headers:
+        assert (name, value) in meant or name in _WRITTEN_BY_US
+    body = b""
+    while isinstance(event := client.next_event(), h11.Data):
+        body += event.data
+    assert isinstance(event, h11.EndOfMessage)
+    assert body == (b"" if status in (204, 304) else b"ok")
+    assert client.trailing_data[0] == b""
+
+
+_RESPONSE_NAMES = (b"", b"content-length", b"transfer-encoding", b"connection", b"set-cookie", b"x")
+_WRITTEN_BY_US = (b"server", b"connection", b"content-length", b"transfer-encoding")
+
+
+def response_seeds() -> Iterable[bytes]:
+    return [
+        pack(0, 1, b"2", 4, b"a=b; Secure", 5, b" y\t"),
+        pack(0, 2, b"chunked", 3, b"close"),
+        pack(1, 1, b"0") + pack(0, b"X-Y", b"z"),
+        pack(2, 5, b"a\r\nx-evil: 1"),
+        pack(3, 0, b"x\r\ny", b"\xff") + pack(5, b"\0"),
+    ]
 
 
 # HTTP/2
@@ -417,6 +471,7 @@ TARGETS = {
     "sniff": Target(run_sniff, sniff_seeds, longest=1024),
     "proxy": Target(run_proxy, proxy_seeds),
     "http1": Target(run_http1, http1_seeds),
+    "response": Target(run_response, response_seeds, longest=1024),
     "http2": Target(run_http2, http2_seeds),
     "fields": Target(run_fields, fields_seeds),
     "forwarded": Target(run_forwarded, forwarded_seeds),
