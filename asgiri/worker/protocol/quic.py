@@ -4,7 +4,7 @@ Sans-IO.
 aioquic owns the protocol (RFC 9000 to 9002). It has no hook for connection IDs, gives receive
 credit as data arrives, and raises on some of what a hostile peer can send, or lets it pass. Those
 things are mended here, in the only module that touches its private names; a test fails when one of
-them moves, and `check_steering` at boot when they mean something else.
+them moves, and `quic_self_test` at boot when they mean something else.
 
 Connection IDs. Every ID that a client learns comes from the worker's mint, its reset token from the
 shared key.
@@ -20,11 +20,8 @@ the congestion controller, `held` adds what is under way.
 from __future__ import annotations
 
 import contextlib
-import ssl
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import aioquic
 from aioquic.buffer import Buffer, BufferReadError  # type: ignore[attr-defined]
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
@@ -43,13 +40,9 @@ from aioquic.quic.packet import (
     QuicProtocolVersion,
     pull_quic_header,
 )
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
 
 from asgiri.config import Http3Config
-from asgiri.errors import LocalProtocolError
-from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
+from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdMint
 from asgiri.ipc.tokens import ResetTokens
 from asgiri.worker.protocol.budget import Budget
 from asgiri.worker.protocol.quic_tls import ClientAuthorities, prepare_handshake, tls_extension
@@ -72,8 +65,6 @@ UPDATE_SHARE: Final = 4
 """A new limit is announced when it is ahead of the last one by window / 4: 1 frame in 200 packets
 at the defaults."""
 
-SELF_TEST_FLIGHTS: Final = 16
-"""Three are needed for a handshake, and as many for what follows it."""
 CHALLENGE_BURST: Final = 100
 CHALLENGES_PER_SECOND: Final = 10.0
 """PATH_CHALLENGE frames of a client: each is answered in a datagram of 1200 bytes, and carries
@@ -90,9 +81,6 @@ MIN_GAPS: Final = 256
 costs memory and time (RFC 9000 §21.7), and every fifth packet lost at random makes 140 of them."""
 DEFAULT_ORDER: Final = 3 << 62
 """Where a response stands that has no priority (RFC 9218 §4.1): urgency 3, a part at a time."""
-
-MINTED_IN_SELF_TEST: Final = 9
-"""8 that the client may hold at once, and one more for the one it retired."""
 
 
 class Initial(NamedTuple):
@@ -636,106 +624,3 @@ def parse_initial_untrusted(datagram: bytes) -> Initial | None:
     if header.packet_type != QuicPacketType.INITIAL or header.version not in VERSIONS:
         return None
     return Initial(header.version, header.destination_cid, header.source_cid, header.token)
-
-
-# Boot self-test
-
-
-def check_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> None:
-    """Prove by one handshake in memory that what clients learn is ours to steer by.
-
-    Raises LocalProtocolError: packets would not find their worker after this.
-    """
-    try:
-        fault = _fault_of_steering(mint, reset_tokens)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        # What a name of aioquic's that moved looks like.
-        fault = f"{type(error).__name__}: {error}"
-    if fault:
-        raise LocalProtocolError(
-            f"aioquic {aioquic.__version__} does not take our connection IDs: {fault}; "
-            "install a version that asgiri was tested with, or leave --http3 out"
-        )
-
-
-def _fault_of_steering(mint: ConnectionIdMint, reset_tokens: ResetTokens) -> str:
-    recorder = _RecordingMint(mint)
-    server_configuration = _throw_away_configuration()
-    client = QuicConnection(
-        configuration=QuicConfiguration(alpn_protocols=[ALPN], verify_mode=ssl.CERT_NONE)
-    )
-    client.connect(("192.0.2.1", 443), now=0.0)
-    server = SteeredQuicConnection(
-        configuration=server_configuration,
-        mint=recorder,
-        reset_tokens=reset_tokens,
-        max_streams=1,
-        original_destination_connection_id=client.original_destination_connection_id,
-    )
-    now = _exchange_datagrams(client, server, 0.0)
-    if not client._handshake_complete:
-        return f"no handshake, {server.end_reason or 'no reason'}"
-    learned = [client._peer_cid, *client._peer_cid_available]
-    # Retiring one makes the server issue another: the third place where aioquic makes them.
-    client.change_connection_id()
-    _exchange_datagrams(client, server, now)
-    learned += client._peer_cid_available
-    if len({entry.cid for entry in learned}) < MINTED_IN_SELF_TEST:
-        return f"only {len(learned)} were issued"
-    for entry in learned:
-        if entry.cid not in recorder.minted:
-            return "it issues some of its own"
-        if entry.stateless_reset_token != reset_tokens.token(entry.cid):
-            return "it issues reset tokens of its own"
-    return ""
-
-
-class _RecordingMint(ConnectionIdMint):
-    """A mint that remembers what it made."""
-
-    def __init__(self, mint: ConnectionIdMint) -> None:
-        self._inner = mint
-        self.minted: set[bytes] = set()
-
-    def mint(self, kind: ConnectionIdKind = ConnectionIdKind.CONNECTION) -> bytes:
-        connection_id = self._inner.mint(kind)
-        self.minted.add(connection_id)
-        return connection_id
-
-
-def _exchange_datagrams(client: QuicConnection, server: SteeredQuicConnection, now: float) -> float:
-    """Carry datagrams between the two until neither has more; return the time it is then."""
-    for _ in range(SELF_TEST_FLIGHTS):
-        to_server = client.datagrams_to_send(now)
-        for datagram, _address in to_server:
-            server.receive_datagram(datagram, ("192.0.2.2", 50000), now)
-        to_client = server.datagrams_to_send(now)
-        for datagram, _address in to_client:
-            client.receive_datagram(datagram, ("192.0.2.1", 443), now)
-        if not to_server and not to_client:
-            break
-        now += 0.03  # longer than any delayed acknowledgement
-    return now
-
-
-def _throw_away_configuration() -> QuicConfiguration:
-    """A configuration with a certificate of its own: the real one may be encrypted, or absent."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "self-test")])
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(datetime(2000, 1, 1, tzinfo=UTC))
-        .not_valid_after(datetime(2100, 1, 1, tzinfo=UTC))
-        .sign(key, SHA256())
-    )
-    return QuicConfiguration(
-        is_client=False,
-        alpn_protocols=[ALPN],
-        connection_id_length=CONNECTION_ID_LENGTH,
-        certificate=certificate,
-        private_key=key,
-    )

@@ -35,7 +35,8 @@ from asgiri.worker.asgi.scope import Address
 from asgiri.worker.protocol.events import Event
 from asgiri.worker.protocol.http3 import Http3Connection
 from asgiri.worker.protocol.http3_server import Http3Server
-from asgiri.worker.protocol.quic import check_steering, parse_initial_untrusted
+from asgiri.worker.protocol.quic import parse_initial_untrusted
+from asgiri.worker.protocol.quic_self_test import check_steering
 from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.quic_ids import ConnectionTable, StatelessResets, Tombstone
 from asgiri.worker.transport.quic_session import QuicSession

@@ -19,11 +19,10 @@ from aioquic.tls import Epoch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgiri.errors import LocalProtocolError
 from asgiri.ipc.connection_id import CONNECTION_ID_LENGTH, ConnectionIdKind, ConnectionIdMint
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.ipc.tokens import ResetTokens
-from asgiri.worker.protocol import quic
+from asgiri.worker.protocol import quic, quic_self_test
 from asgiri.worker.protocol.events import ConnectionEnded, PeerViolation, ResponseHead
 from asgiri.worker.protocol.http3_frames import DATA, frame, write_integer
 from asgiri.worker.protocol.quic import (
@@ -31,7 +30,6 @@ from asgiri.worker.protocol.quic import (
     MAX_CRYPTO,
     MIN_GAPS,
     SteeredQuicConnection,
-    check_steering,
     parse_initial_untrusted,
 )
 from tests.support.quic_pair import POST, SERVER_ADDRESS, WORKER_ID, Pair, codec, secrets
@@ -99,75 +97,12 @@ def test_both_versions_are_spoken(version: int):
     assert pair.client._version == version
 
 
-def test_the_self_test_passes_with_this_aioquic():
-    check_steering(mint(), reset_tokens())
-
-
-def test_the_self_test_notices_connection_ids_that_are_not_ours(monkeypatch: pytest.MonkeyPatch):
-    """As if a new aioquic made them under another name."""
-    monkeypatch.setattr(
-        SteeredQuicConnection,
-        "_replenish_connection_ids",
-        QuicConnection._replenish_connection_ids,
-    )
-    with pytest.raises(
-        LocalProtocolError, match=f"aioquic {VERSION} .*: it issues some of its own; install"
-    ):
-        check_steering(mint(), reset_tokens())
-
-
-def test_the_self_test_notices_tokens_that_are_not_ours():
-    class OtherTokens(ResetTokens):
-        """Differ each time they are asked for."""
-
-        def token(self, connection_id: bytes) -> bytes:
-            return os.urandom(16)
-
-    with pytest.raises(LocalProtocolError, match="reset tokens of its own"):
-        check_steering(mint(), OtherTokens(bytes(16)))
-
-
-def test_the_self_test_notices_that_too_few_are_issued(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(SteeredQuicConnection, "_replenish_connection_ids", lambda self: None)
-    with pytest.raises(LocalProtocolError, match="only 1 were issued"):
-        check_steering(mint(), reset_tokens())
-
-
-def test_the_self_test_notices_a_name_that_moved(monkeypatch: pytest.MonkeyPatch):
-    def without(connection: Any, name: str) -> Any:
-        return object.__getattribute__(connection, "_cids" if name == "_host_cids" else name)
-
-    monkeypatch.setattr(SteeredQuicConnection, "__getattribute__", without)
-    with pytest.raises(LocalProtocolError, match=r"AttributeError: .*_cids"):
-        check_steering(mint(), reset_tokens())
-
-
-def test_the_self_test_does_not_go_on_for_ever(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quic, "SELF_TEST_FLIGHTS", 1)
-    with pytest.raises(LocalProtocolError, match="only 8 were issued"):
-        check_steering(mint(), reset_tokens())
-
-
-def test_the_self_test_notices_a_handshake_that_fails(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quic, "ALPN", "h3")
-    original = quic._throw_away_configuration
-
-    def other_protocol() -> Any:
-        configuration = original()
-        configuration.alpn_protocols = ["other"]
-        return configuration
-
-    monkeypatch.setattr(quic, "_throw_away_configuration", other_protocol)
-    with pytest.raises(LocalProtocolError, match="no handshake"):
-        check_steering(mint(), reset_tokens())
-
-
 def test_every_private_name_of_aioquic_that_we_use_is_still_there(pair: Pair):
     """Fails when one of them moves: then read aioquic's changes before anything else."""
-    source = ast.parse(Path(inspect.getfile(quic)).read_text())
     used = {
         node.attr
-        for node in ast.walk(source)
+        for module in (quic, quic_self_test)
+        for node in ast.walk(ast.parse(Path(inspect.getfile(module)).read_text()))
         if isinstance(node, ast.Attribute)
         and node.attr.startswith("_")
         and not node.attr.startswith("__")
