@@ -111,10 +111,7 @@ def _obey(line: Mapping[str, Any], calls: "queue.SimpleQueue[Mapping[str, Any] |
     elif "hook" in line:
         calls.put(line)
     elif "reopen" in line:
-        try:
-            logs.reopen()
-        except StartError as error:
-            logger.error("log files stay as they are: %s", error)
+        logs.reopen()
 
 
 def _call_hooks(hooks: Hooks, calls: "queue.SimpleQueue[Mapping[str, Any] | None]") -> None:

@@ -7,6 +7,7 @@ Three standard loggers below "asgiri": "asgiri.master", "asgiri.worker" and "asg
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, cast
 
 from asgiri.config import LogConfig
+from asgiri.errors import StartError
 from asgiri.logs import file
 from asgiri.logs.access import (
     AccessLog,
@@ -33,11 +35,14 @@ __all__ = [
     "TextFormatter",
     "configure",
     "forward",
+    "give_files_to",
     "lines_dropped",
     "lines_left_out",
     "open_access_log",
     "reopen",
 ]
+
+logger = logging.getLogger("asgiri")
 
 Role = Literal["master", "worker", "admin", "attendant"]
 
@@ -78,15 +83,33 @@ def forward(send: Callable[[Mapping[str, Any]], bool], level: int) -> None:
 
 
 def reopen() -> None:
-    """Open every log file again (SIGUSR1), so that a moved file is let go."""
+    """Open every log file again (SIGUSR1), so that a moved file is let go.
+
+    One that cannot be opened stays as it is, and says so.
+    """
     for handler in _all_handlers():
+        try:
+            _reopen(handler)
+        except (OSError, StartError) as error:
+            logger.error("goes on in the old file: %s", error)
+
+
+def _reopen(handler: logging.Handler) -> None:
+    if isinstance(handler, LineHandler):
+        handler.reopen()
+    elif isinstance(handler, logging.FileHandler) and handler.stream is not None:
+        # Of --log-config. This is the public way to give one another stream.
+        fresh = open(handler.baseFilename, handler.mode, encoding=handler.encoding)  # noqa: SIM115
+        if old := handler.setStream(cast(io.TextIOWrapper, fresh)):
+            old.close()
+
+
+def give_files_to(uid: int, gid: int) -> None:
+    """Give the log files that this process has made to the user that it is about to become."""
+    for handler in _handlers.values():
         if isinstance(handler, LineHandler):
-            handler.reopen()
-        elif isinstance(handler, logging.FileHandler) and handler.stream is not None:
-            # Of --log-config. This is the public way to give one another stream.
-            fresh = open(handler.baseFilename, handler.mode, encoding=handler.encoding)  # noqa: SIM115
-            if old := handler.setStream(cast(io.TextIOWrapper, fresh)):
-                old.close()
+            with contextlib.suppress(OSError):  # who cannot do this cannot become another user
+                handler.give_to(uid, gid)
 
 
 def lines_dropped() -> int:

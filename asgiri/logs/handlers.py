@@ -24,6 +24,10 @@ PIPE_CHUNK: Final = select.PIPE_BUF
 """What a pipe that reports to be writable takes at once without blocking (POSIX, write(2))."""
 
 
+_made: Final[set[tuple[int, int]]] = set()
+"""Device and inode of the files that this process has made."""
+
+
 class LineHandler(logging.Handler):
     """Writes each record by one write(2), so that processes may share a file; see the module."""
 
@@ -71,6 +75,15 @@ class LineHandler(logging.Handler):
         old, self._fd, self._poll = self._fd, fresh, _poll_for(fresh)
         os.close(old)
 
+    def give_to(self, uid: int, gid: int) -> None:
+        """Give the file to another user if we have made it: who becomes that user opens it again.
+
+        Only then: where that user may put links into the folder, it could be anybody's file.
+        """
+        status = os.fstat(self._fd)
+        if (status.st_dev, status.st_ino) in _made:
+            os.fchown(self._fd, uid, gid)
+
     def close(self) -> None:
         super().close()
         if self._is_ours and self._fd >= 0:
@@ -80,7 +93,13 @@ class LineHandler(logging.Handler):
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
         try:
-            return os.open(self._path, flags, 0o640)
+            try:
+                fd = os.open(self._path, flags | os.O_EXCL, 0o640)
+            except FileExistsError:
+                return os.open(self._path, flags, 0o640)
+            status = os.fstat(fd)
+            _made.add((status.st_dev, status.st_ino))
+            return fd
         except OSError as error:
             remedy = "name a file that can be written"
             raise StartError.from_os_error(error, f"log file {self._path}", remedy) from None

@@ -258,6 +258,7 @@ class Master:
         if process.pid_file:
             cleanup.callback(PidFile(Path(process.pid_file).absolute()).remove)
         if account is not None:
+            logs.give_files_to(account.uid, account.gid)
             account.become()
         return listeners, sockets
 
@@ -584,10 +585,7 @@ class Master:
                 logger.error("the master's log stays where it is: %s", error)
 
     def _reopen_logs(self) -> None:
-        try:
-            logs.reopen()
-        except StartError as error:
-            logger.error("log files stay as they are: %s", error)
+        logs.reopen()
         self._oversight.tell(ReopenLogs())
         self._attendance.reopen()
 

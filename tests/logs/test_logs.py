@@ -245,6 +245,33 @@ def test_a_moved_file_is_let_go_on_reopening(files, tmp_path):
     assert len(lines_of(files["error_log_file"])) == 1
 
 
+def test_a_file_that_cannot_be_opened_anew_is_gone_on_with_and_says_so(tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    path = folder / "error.log"
+    logs.configure(LogConfig(error_log_file=str(path), access_log=False), "worker")
+    moved = tmp_path / "moved"
+    path.rename(moved)
+    folder.rmdir()
+    logs.reopen()
+    master.warning("more")
+    first, second = lines_of(moved)
+    remedy = "No such file or directory; name a file that can be written"
+    assert first.endswith(f"goes on in the old file: log file {path}: {remedy}")
+    assert second.endswith("more")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes root to give files away")
+def test_files_that_we_have_made_and_no_others_are_given_to_another_user(files):
+    theirs = Path(files["access_log_file"])
+    theirs.touch()
+    logs.configure(LogConfig(**files), "master")
+    logs.give_files_to(65534, 65533)
+    ours = os.stat(files["error_log_file"])
+    assert (ours.st_uid, ours.st_gid) == (65534, 65533)
+    assert theirs.stat().st_uid == 0
+
+
 def test_configuring_again_leaves_no_descriptor_open(files):
     logs.configure(LogConfig(**files), "worker")
     before = sorted(os.listdir("/proc/self/fd" if sys.platform == "linux" else "/dev/fd"))

@@ -9,7 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -172,6 +174,37 @@ def test_user_and_group_are_given_up_after_binding(start, tmp_path):
     assert os.stat(path).st_uid == 65534
     assert ask(path) == b"HTTP/1.1 200 OK"
     assert running.stop() == 0
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not nobody_may_run_python(),
+    reason="takes root, and an interpreter that others may run",
+)
+def test_log_files_go_to_the_user_that_we_become(start):
+    """In a folder where root alone makes files, as /var/log is."""
+    # Not pytest's: nobody else may enter that.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        log, moved = Path(folder, "access.log"), Path(folder, "access.log.1")
+        options = ("--bind", "127.0.0.1:0", "--user", "65534", "--group", "65534")
+        running = start([*ASGIRI, *options, "--access-logfile", str(log)])
+        address = "127.0.0.1", int(running.wait_listening().split(":")[2].split()[0])
+        assert (log.stat().st_uid, log.stat().st_gid) == (65534, 65534)
+        log.rename(moved)
+        running.process.send_signal(signal.SIGUSR1)
+        line = r"goes on in the old file: log file .*access\.log: Permission denied"
+        running.log.wait_line(line)
+        assert ask(address) == b"HTTP/1.1 200 OK"
+        # As logrotate does with `create 0640 nobody`.
+        log.touch(mode=0o640)
+        os.chown(log, 65534, 65534)
+        running.process.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + PATIENCE
+        while not log.stat().st_size:
+            assert ask(address) == b"HTTP/1.1 200 OK"
+            assert time.monotonic() < deadline, running.log.text
+        assert running.stop() == 0
+        assert "GET /" in moved.read_text()
 
 
 def test_a_reload_with_a_configuration_that_is_wrong_by_now_changes_nothing(start, tmp_path):
