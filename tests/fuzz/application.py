@@ -44,8 +44,10 @@ class Application:
         self._engine = engine
         self._open: dict[int, _Exchange] = {}
         self.is_over = False
+        self.seen: list[Event] = []
 
     def handle(self, events: list[Event]) -> None:
+        self.seen += events
         for event in events:
             match event:
                 case RequestReceived(stream_id=stream_id, protocol=protocol):
