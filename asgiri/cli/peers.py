@@ -20,7 +20,9 @@ METRICS: Final = "is written --admin ADDRESS, where /metrics is"
 CONTROL: Final = "is not needed: the control socket is for the server's user alone"
 MEMORY: Final = "is not needed: memory is looked at every second, see --max-worker-rss"
 PROTOCOL: Final = "is not offered: only HTTP is spoken; leave it out"
-UNDERSCORES: Final = "is not offered: fields reach the application as they came"
+UNDERSCORES: Final = (
+    "is not offered: names with an underscore reach ASGI as they came, and WSGI not at all"
+)
 
 ELSEWHERE: Final[Mapping[str, str]] = {
     # uvicorn

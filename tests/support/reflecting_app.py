@@ -20,14 +20,9 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
         # Reads nothing, and ends with the client.
         while (await receive())["type"] != "http.disconnect":
             pass
-    elif scope["path"] == "/_hold":
-        await hold(receive)
     elif scope["path"] == "/_large":
         await start(send, [(b"content-length", b"%d" % SIZE)])
         await send({"type": "http.response.body", "body": bytes(SIZE)})
-    elif scope["path"] == "/_header":
-        await start(send, [(b"x-injected", query(scope))])
-        await send({"type": "http.response.body"})
     else:
         await reflect(scope, receive, send)
 
@@ -42,13 +37,6 @@ async def reflect(scope: dict[str, Any], receive: Any, send: Any) -> None:
         more = message.get("more_body", False)
     await start(send, [(b"content-length", b"2"), (b"x-seen", seen(scope, body))])
     await send({"type": "http.response.body", "body": b"ok"})
-
-
-async def hold(receive: Any) -> None:
-    """Take nothing of the body until the client has gone."""
-    await receive()
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def deny(scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -74,11 +62,6 @@ async def lifespan(receive: Any, send: Any) -> None:
 
 async def start(send: Any, fields: list[tuple[bytes, bytes]]) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": fields})
-
-
-def query(scope: dict[str, Any]) -> bytes:
-    """The query, its hexadecimal digits as bytes."""
-    return bytes.fromhex(scope["query_string"].decode())
 
 
 def seen(scope: dict[str, Any], body: bytes) -> bytes:

@@ -302,23 +302,37 @@ async def test_peer_on_a_unix_socket_has_no_address(tmp_path):
     assert (environ["REMOTE_ADDR"], environ["REMOTE_PORT"]) == ("", "")
 
 
-@pytest.mark.parametrize(
-    ("version", "protocol"),
-    [("1.0", "HTTP/1.0"), ("1.1", "HTTP/1.1"), ("2", "HTTP/2.0"), ("3", "HTTP/3.0")],
-)
-def test_version_is_told_as_cgi_does(version, protocol):
-    scope = {
+def http_scope(version="1.1", headers=()):
+    return {
         "method": "GET",
         "http_version": version,
         "scheme": "https",
         "root_path": "",
         "raw_path": b"/",
         "query_string": b"",
-        "headers": [],
+        "headers": headers,
         "client": ("::1", 5),
         "server": ("::1", 443),
     }
-    assert build_environ(scope, bytes)["SERVER_PROTOCOL"] == protocol
+
+
+@pytest.mark.parametrize(
+    ("version", "protocol"),
+    [("1.0", "HTTP/1.0"), ("1.1", "HTTP/1.1"), ("2", "HTTP/2.0"), ("3", "HTTP/3.0")],
+)
+def test_version_is_told_as_cgi_does(version, protocol):
+    assert build_environ(http_scope(version), bytes)["SERVER_PROTOCOL"] == protocol
+
+
+def test_a_name_with_an_underscore_passes_for_no_other():
+    fields = [
+        (b"x_forwarded_for", b"forged"),
+        (b"x-forwarded-for", b"told"),
+        (b"content_type", b"x"),
+    ]
+    environ = build_environ(http_scope(headers=fields), bytes)
+    assert environ["HTTP_X_FORWARDED_FOR"] == "told"
+    assert not {"CONTENT_TYPE", "HTTP_CONTENT_TYPE"} & environ.keys()
 
 
 async def test_body_is_read_while_it_comes():
