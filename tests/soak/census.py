@@ -17,7 +17,7 @@ from tests.support.fetch import fetch
 from tests.support.metrics import Metrics
 from tests.support.server import Server
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Longer than QUIC's idle timeout and a drain: clients that a fault took away end by themselves."""
 EMPTY_AT_REST = (
     "asgiri_requests_active",

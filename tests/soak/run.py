@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from tests.soak import census
-from tests.soak.crowd import PLAIN, QUIC, TCP, Blame, Crowd
+from tests.soak.crowd import PATIENCE, PLAIN, QUIC, TCP, Blame, Crowd
 from tests.soak.faults import ADMIN_READY, SLOW, Faults
 from tests.support.admin import Admin
 from tests.support.load import ports, summary
@@ -83,8 +83,10 @@ async def soak(plan: Plan, *, progress: bool = False) -> Report:
         http3=True,
         insecure_bind="127.0.0.1:0",
         admin="127.0.0.1:0",
-        quic_idle_timeout=10,
+        graceful_timeout=PATIENCE,
+        timeout=PATIENCE,
     ) as server:
+        server.log.patience = PATIENCE
         plain, secure = ports(server)
         async with (
             UdpShaper(secure, weather=DRIZZLE, seed=plan.seed) as udp,

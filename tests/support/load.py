@@ -80,6 +80,8 @@ class Client:
     """What the test did to the connection in use, if that is why it failed."""
     stopped: bool = False
     pause: float = 0.0
+    patience: float = PATIENCE
+    """Seconds for one answer."""
     opened: float = 0.0
     """When the connection in use was begun."""
     asked: float = 0.0
@@ -117,7 +119,7 @@ class Client:
     async def measured(self, answer: Any) -> None:
         """Count one answer: the pid of who served it."""
         begin = self.asked = time.monotonic()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(self.patience):
             pid = self.worker = int(await answer)
         now = time.monotonic()
         self.slowest = max(self.slowest, now - begin)
@@ -227,7 +229,9 @@ class Http2(Multiplexed):
 
 class Http3(Multiplexed):
     async def connect(self) -> Http3Connection:
-        return await Http3Connection.connect("127.0.0.1", self.port)
+        connection = await Http3Connection.connect("127.0.0.1", self.port)
+        connection.patience = self.patience
+        return connection
 
     def is_going_away(self, connection: Http3Connection) -> bool:
         return bool(connection.goaways)
@@ -274,6 +278,7 @@ class Streams(Multiplexed):
 
     async def _upload(self, connection: Any) -> int:
         response = await request(connection, "POST", "/hash", body=self.UPLOAD)
+        assert response.status == 200, response
         told = json.loads(response.body)
         assert told["sha256"] == hashlib.sha256(self.UPLOAD).hexdigest(), told
         return int(told["pid"])
@@ -320,7 +325,7 @@ class WebSockets(Client):
     async def _exchange(self, websocket: WebSocketClient, text: str) -> bool:
         begin = self.asked = time.monotonic()
         await websocket.send_text(text)
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(self.patience):
             while (frame := await websocket.read_frame()).opcode is Opcode.PING:
                 await websocket.send_frame(Opcode.PONG, frame.payload)
         if frame.opcode is Opcode.CLOSE:
@@ -345,7 +350,9 @@ class WebSockets2(WebSockets):
 
 class WebSockets3(WebSockets):
     async def connect(self) -> Http3Connection:
-        return await Http3Connection.connect("127.0.0.1", self.port)
+        connection = await Http3Connection.connect("127.0.0.1", self.port)
+        connection.patience = self.patience
+        return connection
 
 
 @contextlib.asynccontextmanager

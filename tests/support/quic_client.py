@@ -118,6 +118,8 @@ def client_configuration(**options: Any) -> QuicConfiguration:
 class QuicClient:
     """One connection. Subclasses handle its events."""
 
+    patience = PATIENCE
+
     connection_type: type[MeteredQuicConnection] = MeteredQuicConnection
 
     def __init__(
@@ -223,7 +225,7 @@ class QuicClient:
         """Return when something has arrived or ended since this call; ConnectionError at the
         end."""
         self._changed.clear()
-        await asyncio.wait_for(self._changed.wait(), PATIENCE)
+        await asyncio.wait_for(self._changed.wait(), self.patience)
 
     async def wait_until(self, condition: Callable[[], bool]) -> None:
         """Return when it is true; ConnectionError when the connection ends before."""

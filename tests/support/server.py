@@ -60,6 +60,8 @@ class ServerFailed(AssertionError):
 class ServerLog:
     """Lines of a process and its children, collected by a thread, with waiting for a line."""
 
+    patience = PATIENCE
+
     def __init__(self) -> None:
         self._text = ""
         self._closed = False
@@ -98,12 +100,12 @@ class ServerLog:
 
     def wait_until(self, answer: Callable[[str], T | None], what: str) -> T:
         """The first true answer to the text; ServerFailed when the log ends or time is up."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + self.patience
         with self._changed:
             while not (found := answer(self._text)):
                 left = deadline - time.monotonic()
                 if self._closed or left <= 0:
-                    why = "the log ended" if self._closed else f"{PATIENCE:.0f} s passed"
+                    why = "the log ended" if self._closed else f"{self.patience:.0f} s passed"
                     raise ServerFailed(f"{why} while waiting for {what}; log:\n{self._text}")
                 self._changed.wait(left)
             return found
