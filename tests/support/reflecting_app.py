@@ -23,6 +23,9 @@ async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
     elif scope["path"] == "/_large":
         await start(send, [(b"content-length", b"%d" % SIZE)])
         await send({"type": "http.response.body", "body": bytes(SIZE)})
+    elif scope["path"] == "/_header":
+        await start(send, [(b"x-injected", query(scope))])
+        await send({"type": "http.response.body"})
     else:
         await reflect(scope, receive, send)
 
@@ -62,6 +65,11 @@ async def lifespan(receive: Any, send: Any) -> None:
 
 async def start(send: Any, fields: list[tuple[bytes, bytes]]) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": fields})
+
+
+def query(scope: dict[str, Any]) -> bytes:
+    """The query, its hexadecimal digits as bytes."""
+    return bytes.fromhex(scope["query_string"].decode())
 
 
 def seen(scope: dict[str, Any], body: bytes) -> bytes:

@@ -21,6 +21,11 @@ CONTROL_PER_SECOND: Final = 50.0
 """Frames that ask for work but carry none of it: SETTINGS, PING, PRIORITY, RST_STREAM, empty DATA,
 unknown ones (CVE-2019-9511 to 9518). A browser sends about 5 per page, nghttp2 one WINDOW_UPDATE
 for each 32 KiB it receives."""
+LATE_BURST: Final = 10_000
+LATE_PER_SECOND: Final = 500.0
+"""DATA and HEADERS on streams that are over: h2 answers each with RST_STREAM. What was on its way
+when we reset an upload comes late through no fault of the client: 1 MiB of window in frames of 100
+bytes."""
 RESET_PERIOD: Final = 60.0
 """Seconds that `Http2Config.max_resets` is counted over."""
 
@@ -40,6 +45,7 @@ class FloodGuard:
         self._max_resets = max_resets
         self._now = now
         self._control = Budget(burst=CONTROL_BURST, per_second=CONTROL_PER_SECOND)
+        self._late = Budget(burst=LATE_BURST, per_second=LATE_PER_SECOND)
         self._resets = Budget(burst=max_resets, per_second=max_resets / RESET_PERIOD)
 
     def receive(self, frame: Frame) -> None:
@@ -51,13 +57,21 @@ class FloodGuard:
                 len(frame.raw) > FRAME_HEADER_SIZE or frame.flags & Flag.END_STREAM
             ):
                 return
-        self._spend(_FLOOD_REASONS.get(frame.kind, Refusal.HTTP2_EMPTY_FRAME_FLOOD))
+        if not self._control.spend(self._now()):
+            raise FrameViolation(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                _FLOOD_REASONS.get(frame.kind, Refusal.HTTP2_EMPTY_FRAME_FLOOD),
+                f"more than {CONTROL_BURST} frames of no use",
+            )
 
     def receive_late(self) -> None:
-        """Count a DATA or HEADERS frame on a stream that its sender has ended, or that is reset:
-        h2 answers each.
-        """
-        self._spend(Refusal.HTTP2_STREAM_CLOSED)
+        """Count a DATA or HEADERS frame on a stream that its sender has ended, or that is reset."""
+        if not self._late.spend(self._now()):
+            raise FrameViolation(
+                ErrorCode.ENHANCE_YOUR_CALM,
+                Refusal.HTTP2_STREAM_CLOSED,
+                f"more than {LATE_BURST} frames on streams that are over",
+            )
 
     def reset(self) -> None:
         """Count a stream that ended by RST_STREAM, the peer's or one that it made us send
@@ -69,8 +83,3 @@ class FloodGuard:
                 Refusal.HTTP2_RESET_FLOOD,
                 f"more than {self._max_resets} streams reset in {RESET_PERIOD:g} s",
             )
-
-    def _spend(self, reason: Refusal) -> None:
-        if not self._control.spend(self._now()):
-            detail = f"more than {CONTROL_BURST} frames of no use"
-            raise FrameViolation(ErrorCode.ENHANCE_YOUR_CALM, reason, detail)
