@@ -16,7 +16,7 @@ import click
 
 from asgiri import logs
 from asgiri.certificates import provide_certificates
-from asgiri.cli import config_command, ctl_command, top_command
+from asgiri.cli import completion, config_command, ctl_command, top_command
 from asgiri.cli.arguments import PROGRAM
 from asgiri.cli.detach import Background, is_detached
 from asgiri.cli.python_file import reading_command
@@ -44,6 +44,8 @@ COMMANDS: Final[Mapping[str, Callable[[Sequence[str]], int]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the server; returns its exit code."""
     _open_standard_streams()
+    if completion.VARIABLE in os.environ:
+        return completion.run()
     words = sys.argv[1:] if arguments is None else arguments
     state_fd = takeover.inherited_state(os.environ)
     try:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 from click.core import ParameterSource
+from click.shell_completion import CompletionItem
 
 from asgiri import __version__
 from asgiri.cli.peers import ELSEWHERE, LATER
@@ -20,6 +21,8 @@ SWITCHES: Final = tuple(declared for declared in all_options() if declared.base 
 COMMANDS: Final = {
     "config check": "Say what is wrong with the configuration.",
     "config show": "Show each option, and where its value is from.",
+    "ctl": "Steer a running server: reload, stop, scale, status, stacks, log-level.",
+    "top": "Show the workers of a running server, live.",
 }
 """What can stand in the place of APP."""
 EPILOG: Final = (
@@ -46,6 +49,13 @@ class GeneratedOption(click.Option):
                 type=str,
                 metavar=declared.metavar,
             )
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Say what a value can be, or that it is a file."""
+        if self.declared.metavar == "PATH":
+            return [CompletionItem(incomplete, type="file")]
+        choices = [word for word in self.declared.choices if word.startswith(incomplete)]
+        return [CompletionItem(word) for word in choices]
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
         """Show our own names only: the other servers' are for hands that know them."""
