@@ -671,9 +671,6 @@ class Http2Config(Section):
     SECTION: ClassVar[str] = "http2"
     TITLE: ClassVar[str] = "HTTP/2"
 
-    engine: Annotated[Literal["auto", "h2"], Option("--h2-engine", pending=True)] = "auto"
-    """Which library speaks HTTP/2."""
-
     max_concurrent_streams: Annotated[
         int,
         Option(
@@ -747,9 +744,6 @@ class Http3Config(Section):
 
     SECTION: ClassVar[str] = "http3"
     TITLE: ClassVar[str] = "HTTP/3 and QUIC"
-
-    engine: Annotated[Literal["auto", "aioquic"], Option("--h3-engine", pending=True)] = "auto"
-    """Which library speaks HTTP/3."""
 
     quic_retry: Annotated[Literal["auto", "always", "never"], Option("--quic-retry")] = "auto"
     """Whether a client proves its address before a worker hears of it. It costs the client a
