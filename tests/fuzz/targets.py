@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.fuzz import ipc, quic, tcp
+from tests.fuzz import ipc, quic, tcp, tls
 from tests.fuzz.target import Target
 
-TARGETS: Final[dict[str, Target]] = {**tcp.TARGETS, **quic.TARGETS, **ipc.TARGETS}
+TARGETS: Final[dict[str, Target]] = {**tcp.TARGETS, **tls.TARGETS, **quic.TARGETS, **ipc.TARGETS}
