@@ -14,6 +14,7 @@ import trustme
 @dataclass(frozen=True, slots=True)
 class Certificates:
     directory: tempfile.TemporaryDirectory[str]
+    issuer: trustme.CA
     authority: Path
     certfile: Path
     keyfile: Path
@@ -47,6 +48,7 @@ def certificates() -> Certificates:
     client.private_key_and_cert_chain_pem.write_to_path(root / "client.pem")
     return Certificates(
         directory=directory,
+        issuer=authority,
         authority=root / "authority.pem",
         certfile=root / "server.pem",
         keyfile=root / "server.key",
