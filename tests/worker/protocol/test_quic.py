@@ -527,6 +527,26 @@ def test_gaps_in_what_came_are_bounded(pair: Pair, where: str):
     assert pair.events[-2].reason is Refusal.QUIC_FRAME_FLOOD
 
 
+def test_a_connection_id_for_a_client_that_wants_none():
+    """RFC 9000 §19.15. aioquic's client, given such a length, does just that."""
+    pair = Pair(client={"connection_id_length": 0}, connect=False)
+    pair.client.connect(SERVER_ADDRESS, now=pair.now)
+    pair.run()
+    assert pair.closed is not None
+    assert pair.closed.error_code == QuicErrorCode.PROTOCOL_VIOLATION
+
+
+def test_a_transport_parameter_comes_once():
+    """RFC 9000 §7.4, also of one that nobody knows."""
+    pair = Pair(connect=False)
+    written = pair.client._serialize_transport_parameters
+    pair.client._serialize_transport_parameters = lambda: written() + b"\x7f\xff\x00" * 2
+    pair.client.connect(SERVER_ADDRESS, now=pair.now)
+    pair.run()
+    assert pair.closed is not None
+    assert pair.closed.error_code == QuicErrorCode.TRANSPORT_PARAMETER_ERROR
+
+
 def test_a_frame_type_that_is_cut_off_is_quics_affair(pair: Pair):
     """aioquic closes with HTTP/3's kind of close."""
     pair.to_server(pair.forge(b"\x01\x40"))
