@@ -778,3 +778,198 @@ _block("§6.2.3", "literal that is never indexed", PLAIN, literal(b"x", b"y", 0x
 _block("§6.2.1", "literal with a name of the static table", PLAIN, b"\x7a\x01y")
 _broken("§6.2", "literal without a value", PLAIN, b"\x00\x01x")
 _broken("§6.2", "literal without a name", PLAIN, b"\x40")
+
+# --------------------------------------------------------------------------------------------------
+# The same once the client repeats itself: fields that are nothing but indices may be remembered
+
+
+def _repeated(*fields: tuple[bytes, bytes], flags: int) -> bytes:
+    """Streams 1, 3 and 5, the fields of the last two by their indices."""
+    indexed = b"".join(literal(name, value, 0x40) for name, value in fields)
+    indices = bytes(0x80 | 61 + number for number in range(len(fields), 0, -1))
+    return b"".join(
+        headers(number, indexed if number == 1 else indices, flags) for number in (1, 3, 5)
+    )
+
+
+ALL: Final = {1: 200, 3: 200, 5: 200}
+AGAIN_GET: Final = _repeated(*GET, flags=END_STREAM | END_HEADERS)
+AGAIN_WAITING: Final = _repeated(*request(path=b"/_wait"), flags=END_STREAM | END_HEADERS)
+AGAIN_OPEN: Final = _repeated(*request(b"POST", b"/_wait"), flags=END_HEADERS)
+AGAIN_POST: Final = _repeated(*POST, flags=END_HEADERS)
+ENDS: Final = data(1) + data(3)
+AGAIN_LENGTH: Final = _repeated(*POST, (b"content-length", b"5"), flags=END_HEADERS)
+LENGTHS: Final = data(1, b"hello") + data(3, b"hello")
+INDICES: Final = bytes((0xC1, 0xC0, 0xBF, 0xBE))
+
+_accept("RFC 7541 §6.1", "request of indices, again", AGAIN_GET, answers=ALL)
+_accept("§8.1", "body behind indices, again", AGAIN_POST, ENDS, data(5, b"hello"), answers=ALL)
+_accept(
+    "§8.1",
+    "trailers behind indices, again",
+    AGAIN_POST,
+    ENDS,
+    headers(5, [(b"x", b"1")]),
+    answers=ALL,
+)
+_accept(
+    "§8.1",
+    "trailers in two parts behind indices, again",
+    AGAIN_POST,
+    ENDS,
+    headers(5, b"", END_STREAM),
+    frame(CONTINUATION, 5, literal(b"x", b"1"), END_HEADERS),
+    answers=ALL,
+)
+_accept(
+    "§6.2",
+    "padding around indices that came before",
+    AGAIN_GET,
+    headers(7, INDICES, END_STREAM | END_HEADERS | PADDED, b"\x02", bytes(2)),
+    answers={**ALL, 7: 200},
+)
+_accept(
+    "§6.2",
+    "priority before indices that came before",
+    AGAIN_GET,
+    headers(7, INDICES, END_STREAM | END_HEADERS | WITH_PRIORITY, bytes(5)),
+    answers={**ALL, 7: 200},
+)
+_accept(
+    "§6.10",
+    "indices that came before, in two parts",
+    AGAIN_GET,
+    headers(7, INDICES[:2], END_STREAM),
+    frame(CONTINUATION, 7, INDICES[2:], END_HEADERS),
+    answers={**ALL, 7: 200},
+)
+_accept(
+    "§5.1",
+    "WINDOW_UPDATE behind indices, again",
+    AGAIN_POST,
+    window_update(5, 100),
+    ENDS,
+    data(5),
+    answers=ALL,
+)
+_reset(
+    "§5.1 half-closed (remote)",
+    "DATA behind indices, again",
+    CLOSED,
+    AGAIN_WAITING,
+    data(5, b"x"),
+    stream=5,
+)
+_reset(
+    "§5.1 half-closed (remote)",
+    "the same indices on the same stream",
+    CLOSED,
+    AGAIN_WAITING,
+    headers(5, INDICES),
+    stream=5,
+)
+_reset(
+    "§6.9",
+    "increment of 0 behind indices, again",
+    PROTOCOL,
+    AGAIN_OPEN,
+    window_update(5, 0),
+    stream=5,
+)
+_reset(
+    "§6.9.1",
+    "window beyond 2^31 - 1 behind indices, again",
+    FLOW,
+    AGAIN_OPEN,
+    window_update(5, (1 << 31) - 1),
+    stream=5,
+)
+_reset(
+    "§8.1",
+    "trailers that are indices and no end",
+    PROTOCOL,
+    AGAIN_OPEN,
+    headers(5, INDICES, END_HEADERS),
+    stream=5,
+)
+_reset(
+    "§8.1",
+    "trailers that are the same indices",
+    PROTOCOL,
+    AGAIN_OPEN,
+    headers(5, INDICES),
+    stream=5,
+)
+_ignore(
+    "§5.1 closed",
+    "RST_STREAM behind indices, again, and what was on its way",
+    AGAIN_OPEN,
+    rst_stream(5),
+    window_update(5, 1),
+)
+_end(
+    "§5.1.1",
+    "indices that came before on an even stream",
+    PROTOCOL,
+    AGAIN_WAITING,
+    headers(6, INDICES),
+)
+_end(
+    "§5.1.1",
+    "indices that came before below the last stream",
+    PROTOCOL,
+    AGAIN_WAITING,
+    headers(9),
+    headers(7, INDICES),
+)
+_end("§6.2", "indices that came before on stream 0", PROTOCOL, AGAIN_WAITING, headers(0, INDICES))
+_end(
+    "§5.1 idle",
+    "DATA behind indices, again, on the next stream",
+    PROTOCOL,
+    AGAIN_WAITING,
+    data(7, b"x"),
+)
+_end(
+    "§6.9.1",
+    "more than the window behind indices, again",
+    FLOW,
+    AGAIN_OPEN,
+    data(5, bytes(16384), 0) * 65,
+)
+_end(
+    "§6.10",
+    "CONTINUATION behind indices, again",
+    PROTOCOL,
+    AGAIN_WAITING,
+    frame(CONTINUATION, 5, b"", END_HEADERS),
+)
+CASES.append(
+    Case(
+        "§8.1.1",
+        "shorter than its content-length behind indices, again",
+        AGAIN_LENGTH + LENGTHS + data(5, b"hell"),
+        {1: 200, 3: 200},
+        {5: PROTOCOL},
+    )
+)
+CASES.append(
+    Case(
+        "§8.1.1",
+        "no body for a content-length behind indices, again",
+        AGAIN_LENGTH
+        + LENGTHS
+        + data(5, b"hello")
+        + headers(7, bytes((0xC2, 0xC1, 0xC0, 0xBF, 0xBE))),
+        ALL,
+        {7: PROTOCOL},
+    )
+)
+_accept(
+    "§4.3",
+    "a block that changes the table makes the same indices mean another",
+    AGAIN_GET,
+    headers(7, INDICES + literal(b"x", b"1", 0x40)),
+    headers(9, bytes((0xC2, 0xC1, 0xC0, 0xBF))),
+    answers={**ALL, 7: 200, 9: 200},
+)
