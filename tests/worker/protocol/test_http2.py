@@ -497,6 +497,24 @@ def test_a_body_of_another_length_than_announced_is_a_stream_error(pair, sent):
     assert pair.engine.is_idle
 
 
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (frame(FrameType.WINDOW_UPDATE, 1, bytes(4)), ErrorCodes.PROTOCOL_ERROR),
+        (frame(FrameType.PRIORITY, 1, bytes(4)), ErrorCodes.FRAME_SIZE_ERROR),
+    ],
+)
+def test_a_malformed_frame_of_a_stream_ends_that_stream(pair, raw, code):
+    """RFC 9113 §6.3, §6.9."""
+    pair.request(POST, end=False)
+    pair.exchange()
+    [violation] = pair.feed(raw)
+    assert violation.stream_id == 1
+    assert pair.take(h2.events.StreamReset)[0].error_code == code
+    assert pair.request() == 3
+    assert [type(event) for event in pair.exchange()] == [RequestReceived]
+
+
 def test_trailers_without_an_end_are_a_stream_error(pair):
     """RFC 9113 §8.1."""
     pair.request(POST, end=False)
