@@ -17,6 +17,8 @@ from asgiri.options import DeclaredOption, nearest
 __all__ = ["PROGRAM", "parse_arguments", "read_arguments"]
 
 PROGRAM: Final = "asgiri"
+COMPLETION: Final = "_ASGIRI_COMPLETE"
+"""Variable that the scripts set which click writes for shells, and those who want one."""
 SWITCHES: Final = tuple(declared for declared in all_options() if declared.base is bool)
 COMMANDS: Final = {
     "config check": "Say what is wrong with the configuration.",

@@ -5,19 +5,15 @@ tells apart by their first word are one tree for it here.
 """
 
 import os
-from typing import Final
 
 import click
 from click.shell_completion import CompletionItem, shell_complete
 
-from asgiri.cli.arguments import PROGRAM, SWITCHES, GeneratedOption, build_command
+from asgiri.cli.arguments import COMPLETION, PROGRAM, SWITCHES, GeneratedOption, build_command
 from asgiri.cli.ctl_command import ctl
 from asgiri.cli.top_command import top
 
-__all__ = ["VARIABLE", "run"]
-
-VARIABLE: Final = "_ASGIRI_COMPLETE"
-"""What the scripts that click writes set, and those who want one."""
+__all__ = ["run"]
 
 
 class _Completed(click.Group):
@@ -46,4 +42,4 @@ def run() -> int:
         params=options,
         commands=[click.Group("config", commands=[check, show]), ctl, top],
     )
-    return shell_complete(tree, {}, PROGRAM, VARIABLE, os.environ[VARIABLE])
+    return shell_complete(tree, {}, PROGRAM, COMPLETION, os.environ[COMPLETION])

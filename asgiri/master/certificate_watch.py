@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from asgiri.certificates import check_pair
 from asgiri.config import Config
 from asgiri.errors import StartError
 from asgiri.master.loop import EventLoop
@@ -54,6 +53,8 @@ class CertificateWatch:
         self.start()
 
     def _tell(self) -> None:
+        from asgiri.certificates import check_pair  # noqa: PLC0415  (20 ms of each start)
+
         config = self._config()
         tls = config.tls
         try:

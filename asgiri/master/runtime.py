@@ -46,7 +46,6 @@ from asgiri.master.loop import EventLoop
 from asgiri.master.notify import ServiceManager
 from asgiri.master.oversight import Oversight, OversightSockets, Server
 from asgiri.master.processes import MOLD_MODULE, WorkerHandle, WorkerOrder, interpreter
-from asgiri.master.quic_secrets import load_quic_secrets
 from asgiri.master.receiver import KERNEL_DROPS_INTERVAL, KernelDrops, Receiver
 from asgiri.master.renewal import check_encryption, renew
 from asgiri.master.reporting import Reporting
@@ -283,7 +282,11 @@ class Master:
             # The connection IDs that clients hold were made with these.
             return QuicSecrets.from_json(state.secrets)
         config = self._config
-        return load_quic_secrets(config.http3, config.tls) if config.http.http3 else None
+        if not config.http.http3:
+            return None
+        from asgiri.master.quic_secrets import load_quic_secrets  # noqa: PLC0415  (20 ms of each start)
+
+        return load_quic_secrets(config.http3, config.tls)
 
     def _create_steering(self, secrets: QuicSecrets) -> Steering[WorkerHandle]:
         codec = ConnectionIdCodec(secrets.connection_id_key, server_id=secrets.server_id)

@@ -33,7 +33,6 @@ from dataclasses import asdict, dataclass, field
 from typing import IO, Any, Final, NoReturn, Self
 
 import orjson
-import psutil
 
 from asgiri.errors import StartError, TakeoverError
 from asgiri.master.kept import NAME as KEPT_NAME
@@ -129,6 +128,8 @@ def start_cold(
     `listeners`, of its state, are passed on as a service manager does: who waits there is served.
     `folder` is where the command was given, when that is another one by now.
     """
+    import psutil  # noqa: PLC0415  (10 ms of each start)
+
     logger.error("cannot take over, all connections end: %s", reason)
     children = psutil.Process().children()
     for child in children:

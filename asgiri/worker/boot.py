@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from setproctitle import setproctitle
 
@@ -31,7 +31,9 @@ from asgiri.ipc.segment import BoardMemory, Segment
 from asgiri.ipc.stream import StreamReader
 from asgiri.worker import process
 from asgiri.worker.asgi.loader import LoadedApplication, LoadError, add_folder, load
-from asgiri.worker.transport.tls import ServerTls, TlsError
+
+if TYPE_CHECKING:
+    from asgiri.worker.transport.tls import ServerTls
 
 HELLO_TIMEOUT: Final = 10.0
 """How long the master may take to say hello. It does so right after it has started us."""
@@ -156,10 +158,22 @@ def load_tls(config: Config) -> ServerTls | None:
     """Load the certificates, if TCP speaks TLS."""
     if not config.speaks_tls:
         return None
+    from asgiri.worker.transport.tls import ServerTls, TlsError  # noqa: PLC0415  (import_protocols)
+
     try:
         return ServerTls(config.tls, config.http)
     except TlsError as error:
         raise BootError("tls", str(error), "", ExitCode.RUNTIME) from None
+
+
+def import_protocols(config: Config) -> None:
+    """Import what few workers need: aioquic, cryptography and what is built on them weigh 13 MiB
+    and take 90 ms. Before the application, whose folder may have modules of these names.
+    """
+    if config.speaks_tls:
+        import asgiri.worker.transport.tls  # noqa: PLC0415
+    if config.http.http3:
+        import asgiri.worker.transport.quic  # noqa: F401, PLC0415
 
 
 def new_event_loop(config: Config) -> asyncio.AbstractEventLoop:

@@ -75,6 +75,7 @@ def main(control_fd: int) -> None:
 def _prepare(control: ControlChannel, hello: MoldHello) -> LoadedApplication:
     config = boot.configure_mold(hello)
     boot.event_loop_maker(config)
+    boot.import_protocols(config)
     _tell(control, Importing())
     return boot.import_application(config)
 

@@ -17,7 +17,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from asgiri import logs
 from asgiri.config import Config
@@ -41,7 +41,6 @@ from asgiri.ipc.messages import (
     Shed,
 )
 from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard, WorkerState
-from asgiri.ipc.tokens import QuicSecrets
 from asgiri.worker import boot, process, stacks
 from asgiri.worker.asgi import hop
 from asgiri.worker.asgi.app_thread import AppThread, cancel_all
@@ -69,10 +68,12 @@ from asgiri.worker.transport.heartbeat import (
     application_pulse,
 )
 from asgiri.worker.transport.http1 import Http1Session
-from asgiri.worker.transport.quic import QuicEndpoint
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.tcp import TcpEndpoint
-from asgiri.worker.transport.tls import ServerTls, TlsError
+
+if TYPE_CHECKING:
+    from asgiri.worker.transport.quic import QuicEndpoint
+    from asgiri.worker.transport.tls import ServerTls
 
 logger = logging.getLogger("asgiri.worker")
 
@@ -141,6 +142,7 @@ def _boot_and_serve(
     loaded: LoadedApplication | None,
 ) -> None:
     config = boot.configure(hello)
+    boot.import_protocols(config)
     tls = boot.load_tls(config)
     loop = boot.new_event_loop(config)
     app_loop = boot.new_event_loop(config) if config.workers.app_thread else loop
@@ -234,6 +236,10 @@ class Worker:
         hello, resources = self._hello, self._resources
         if hello.secrets is None or resources.records is None:
             return None
+        # By now they have been imported; see `import_protocols`.
+        from asgiri.ipc.tokens import QuicSecrets  # noqa: PLC0415
+        from asgiri.worker.transport.quic import QuicEndpoint  # noqa: PLC0415
+
         listeners = [listener for listener in hello.listeners if listener.kind == "udp"]
         return QuicEndpoint(
             self._services,
@@ -426,10 +432,10 @@ class Worker:
         try:
             config = Config.from_json(document)
             if self._tcp.tls is not None:
-                self._tcp.tls = ServerTls(config.tls, config.http)
+                self._tcp.tls = boot.load_tls(config)
             if self._quic is not None:
                 self._quic.load_certificate(config.tls)
-        except (TlsError, ValueError) as error:
+        except (boot.BootError, ValueError) as error:
             self._warn(f"certificates not reloaded: {error}")
 
     def _shed(self, count: int) -> None:

@@ -13,7 +13,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable
-from typing import Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from asgiri.config import Http1Config
 from asgiri.ipc.channel import OVERDUE
@@ -33,8 +33,10 @@ from asgiri.worker.transport.http1 import Http1Session, SwitchToHttp2
 from asgiri.worker.transport.http2 import Http2Session
 from asgiri.worker.transport.proxied import read_proxy_header
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.tls import ServerTls
 from asgiri.worker.transport.tls_stream import TlsTransport
+
+if TYPE_CHECKING:
+    from asgiri.worker.transport.tls import ServerTls
 
 logger = logging.getLogger("asgiri.worker")
 
