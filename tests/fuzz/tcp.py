@@ -457,7 +457,8 @@ def _read_websocket(
     if alone:
         codec._plain = None
     events: list[WebSocketEvent] = []
-    for part in parts:
+    # What ends a frame that is not complete: wsproto complains of bad text before that.
+    for part in (*parts, bytes(1 << 17)):
         codec.receive_data(part)
         while (event := codec.next_event()) is not None:
             assert not events or not isinstance(events[-1], CloseReceived | WebSocketViolation)
