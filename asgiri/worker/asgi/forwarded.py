@@ -104,7 +104,7 @@ class ForwardedReader:
             if not _PORT.fullmatch(port):
                 self._malformed()
             elif port != _DEFAULT_PORTS.get(scheme):
-                host += b":" + port
+                host = host.removesuffix(b":") + b":" + port  # a port may be empty (RFC 3986)
         return Forwarded(client, scheme, host, self._prefix(value_of(b"prefix")))
 
     # Forwarded

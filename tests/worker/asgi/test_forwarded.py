@@ -107,6 +107,7 @@ def test_values_of_proxies_that_append_belong_to_the_hop_in_the_same_place():
         ({"host": "good.example"}, b"good.example", 0),
         ({"host": "good.example:81", "port": "82"}, b"good.example:81", 0),
         ({"host": "good.example", "port": "8443"}, b"good.example:8443", 0),
+        ({"host": "good.example:", "port": "8443"}, b"good.example:8443", 0),  # by fuzzing
         ({"host": "good.example", "port": "443", "proto": "https"}, b"good.example", 0),
         ({"host": "good.example", "port": "0"}, b"good.example", 1),
         ({"host": "[2001:db8::1]", "port": "81"}, b"[2001:db8::1]:81", 0),
