@@ -87,7 +87,7 @@ def _serve(words: Sequence[str], state_fd: int) -> int:
     reading = read_sources(words, os.environ, started_in)
     if isinstance(reading, int):
         return reading
-    settings = _settings(reading, started_in)
+    settings = _settings(reading, started_in, opens_log=True)
     if not reading.file and os.path.exists(NEIGHBOUR):
         click.echo(f"{PROGRAM}: {NEIGHBOUR} is not read; name it by --config to have it", err=True)
 
@@ -104,7 +104,6 @@ def _serve(words: Sequence[str], state_fd: int) -> int:
     if settings.folder:
         os.chdir(settings.folder)
     log, started = settings.config.log, None
-    logs.configure(log, "master")
     if settings.config.process.daemon and state_fd < 0 and not is_detached():
         if not log.error_log_file and not log.config:
             logger.warning("--daemon: the log ends with the start; give --error-logfile")
@@ -117,22 +116,25 @@ def _serve(words: Sequence[str], state_fd: int) -> int:
     )
 
 
-def _settings(reading: Reading, started_in: str) -> Settings:
+def _settings(reading: Reading, started_in: str, *, opens_log: bool = False) -> Settings:
     """Make of what was read what the server runs with. Raises UsageProblems and StartError."""
     config = settle(reading)
     if not config.process.chdir:
-        return Settings(_with_certificates(config), environment=reading.environment)
+        return Settings(_provide(config, opens_log), environment=reading.environment)
     folder = os.path.realpath(os.path.join(started_in, config.process.chdir))
     try:
         with contextlib.chdir(folder):
-            config = _with_certificates(config)
+            config = _provide(config, opens_log)
     except OSError as error:
         remedy = "name a folder that can be entered"
         raise StartError.from_os_error(error, f"--chdir {folder}", remedy) from None
     return Settings(config, environment=reading.environment, folder=folder, started_in=started_in)
 
 
-def _with_certificates(config: Config) -> Config:
+def _provide(config: Config, opens_log: bool) -> Config:
+    """Have certificates, after the log in which they are told of."""
+    if opens_log:
+        logs.configure(config.log, "master")
     if not config.needs_self_signed and not config.tls.certfile:
         return config
     from asgiri.certificates import provide_certificates  # noqa: PLC0415  (20 ms of each start)

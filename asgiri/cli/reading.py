@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from asgiri.config import BindAddress, Config, ListenShorthand, all_options
 from asgiri.errors import ConfigError
+from asgiri.logs.access import compile_format
 from asgiri.options import DeclaredOption, options_of
 
 __all__ = ["Given", "Rank", "Reading", "UsageProblems", "label_of", "offered_options", "settle"]
@@ -126,6 +127,7 @@ def settle(reading: Reading, *, app_needed: bool = True) -> Config:
         if app_needed and not reading.file_failed:
             reading.problems.append(MISSING_APP)
         app["target"] = UNKNOWN_APP
+    _check_access_log_format(values, reading)
     if reading.problems:
         _collect_further_problems(values, reading)
         raise UsageProblems(reading.problems)
@@ -134,6 +136,14 @@ def settle(reading: Reading, *, app_needed: bool = True) -> Config:
     except ConfigError as error:
         reading.explain(error)
         raise UsageProblems(reading.problems) from None
+
+
+def _check_access_log_format(values: Values, reading: Reading) -> None:
+    """Else it would be found when the log is opened: after all other problems were mended."""
+    try:
+        compile_format(values.get("log", {}).get("access_log_format", ""))
+    except ConfigError as error:
+        reading.explain(error)
 
 
 def _fold_shorthands(reading: Reading) -> Values:

@@ -337,6 +337,11 @@ def test_a_log_file_that_cannot_be_opened_exits_with_1_and_one_line():
 
 
 @pytest.mark.slow
+def test_a_wrong_access_log_format_is_told_with_all_other_mistakes():
+    lines = problems("main:app", "--workers", "x", "--access-logformat", "%(x)s")
+    assert [line.partition(":")[0] for line in lines] == ["--workers x", "--access-logformat %(x)s"]
+
+
 def test_an_access_log_format_with_an_unknown_atom_exits_with_2():
     result = run("main:app", "--access-logformat", "%(x)s")
     assert result.returncode == 2

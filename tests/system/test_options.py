@@ -154,6 +154,8 @@ async def test_wsgi_threads_bound_the_calls_at_once(tmp_path: Path):
 async def test_a_certificate_is_made_on_the_spot(tmp_path: Path):
     environment = {"XDG_CACHE_HOME": str(tmp_path)}
     async with serve(workers=1, self_signed=True, environment=environment) as server:
+        # The log is open by then, in its format.
+        await server.wait_line(r"^\d{4}-.* warning  \[\d+\] self-signed certificate")
         trusting = ssl.create_default_context(cafile=next(tmp_path.glob("*/*-*/certificate.pem")))
         connection = await Http1Connection.connect("127.0.0.1", server.port, tls=trusting)
         assert (await request(connection, "GET", "/hello")).status == 200
