@@ -214,7 +214,12 @@ class Http3Connection(RequestStreams):
                     self._other_event(event)
             except FrameViolation as violation:
                 self._violation(violation)
-        if self._refuse_from != FIRST_UNREACHABLE and self.is_idle:
+        # Who has not heard of the GOAWAY cannot know that a request of it may be repeated.
+        if (
+            self._refuse_from != FIRST_UNREACHABLE
+            and self.is_idle
+            and (not quic.held(self._control_stream) or quic.is_silent)
+        ):
             quic.finish(ErrorCode.H3_NO_ERROR, "")
         if quic.is_ending and not self._ended:
             self._end()

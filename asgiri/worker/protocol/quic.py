@@ -65,6 +65,8 @@ UPDATE_SHARE: Final = 4
 """A new limit is announced when it is ahead of the last one by window / 4: 1 frame in 200 packets
 at the defaults."""
 
+SILENT_AFTER: Final = 3
+"""Probes (RFC 9002 §6.2), each after twice the time of the one before: some 7 round trips."""
 CHALLENGE_BURST: Final = 100
 CHALLENGES_PER_SECOND: Final = 10.0
 """PATH_CHALLENGE frames of a client: each is answered in a datagram of 1200 bytes, and carries
@@ -330,6 +332,11 @@ class SteeredQuicConnection(QuicConnection):
             for stream_id, stream in self._streams.items()
             if not stream_id & 3 and stream.sender._buffer_stop
         )
+
+    @property
+    def is_silent(self) -> bool:
+        """The peer has let several probes go unanswered: it is gone, or its network is."""
+        return self._loss._pto_count >= SILENT_AFTER
 
     def prioritize(self, stream_id: int, urgency: int, *, incremental: bool) -> None:
         """Send the more urgent first (RFC 9218): of equals those that go part by part, in turns,

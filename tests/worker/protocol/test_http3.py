@@ -1395,13 +1395,33 @@ def goaways(pair: Pair) -> list[int]:
     ]
 
 
-def test_an_idle_connection_ends_at_once_when_drained(pair: Pair):
+def test_an_idle_connection_ends_when_its_client_has_heard_of_it(pair: Pair):
     pair.engine.begin_drain()
     pair.run()
-    assert isinstance(pair.engine.finish_drain()[-1], ConnectionEnded)
+    assert pair.engine.finish_drain() == []
     pair.run()
+    assert goaways(pair) == [(1 << 62) - 4, 0]
+    assert isinstance(pair.take_events()[-1], ConnectionEnded)
     assert pair.closed is not None
     assert pair.closed.error_code == ErrorCode.H3_NO_ERROR
+
+
+def test_a_request_that_crosses_a_lost_goaway_is_rejected_and_may_be_repeated(pair: Pair):
+    pair.engine.finish_drain()
+    assert pair.from_server()  # which never arrives
+    late = pair.request()
+    pair.run(2.0)
+    assert goaways(pair) == [0]
+    assert pair.received(late).reset_code == ErrorCode.H3_REQUEST_REJECTED
+    assert pair.closed is not None
+    assert pair.closed.error_code == ErrorCode.H3_NO_ERROR
+
+
+def test_a_client_that_is_gone_does_not_hold_up_a_drain(pair: Pair):
+    pair.network = lambda datagram: ()
+    pair.engine.finish_drain()
+    pair.run(3.0)
+    assert isinstance(pair.take_events()[-1], ConnectionEnded)
 
 
 def test_a_request_rejected_while_draining_may_go_on_for_a_while(pair: Pair):
