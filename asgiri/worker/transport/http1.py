@@ -217,6 +217,10 @@ class Http1Session(TcpConnection):
                 self._services.scoreboard.refuse(Refusal.WRITE_TIMEOUT)
                 self._abort("the peer takes nothing of a file")
                 raise ClientDisconnected("the client takes nothing") from None
+            except ClientDisconnected:
+                # What the system told the sending it does not tell the transport again.
+                self._abort("the client has gone")
+                raise
         self._take(self._http1.end_file(stream_id, ended=ended))
 
     async def _send_file(self, file: int, offset: int, count: int) -> None:

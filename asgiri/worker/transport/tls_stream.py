@@ -281,9 +281,16 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         if self._paused:
             self._paused = False
             if not self.is_closing():
-                self._wire.resume_reading()
-                # What has come before the pause; not now, for the caller may not be done.
-                self._loop.call_soon(self._read, context=self._context)
+                # Not now, for the caller may not be done.
+                self._loop.call_soon(self._read_on, context=self._context)
+
+    def _read_on(self) -> None:
+        """Read what has come before the pause, and more only when that was all: else each pause
+        would leave more behind.
+        """
+        self._read()
+        if self._state is OPEN and not self._paused:
+            self._wire.resume_reading()
 
     def is_reading(self) -> bool:
         return not self._paused and not self.is_closing()
@@ -295,7 +302,8 @@ class TlsTransport(asyncio.Transport, asyncio.Protocol):
         """End in order: what is written leaves, and close_notify behind it."""
         if self._state is not OPEN:
             return
-        self.resume_reading()
+        self._paused = False
+        self._wire.resume_reading()
         self._state = CLOSING
         self._timer = self._loop.call_later(SHUTDOWN_TIMEOUT, self._wire.abort)
         # First: OpenSSL says close_notify only to who has nothing unread.
