@@ -271,6 +271,9 @@ class AssignmentCell(enum.IntEnum):
     """Connections that the worker had not read in time."""
     HAND_BACK = 9
     """1 while the worker shall give idle connections back, else 0."""
+    WAITING = 10
+    """While the server stops: accepted connections that wait for room at a worker. None ends its
+    drain before they are dealt with."""
 
 
 class _Page:

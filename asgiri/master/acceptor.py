@@ -148,6 +148,8 @@ class Acceptor:
         limit = min(DEFAULT_LIMIT, files // FILES_SHARE)
         self._idle = IdlePool(loop, self._awake, keep_alive=keep_alive, limit=limit)
         self._listeners: Sequence[Listener] = ()
+        self.stopping = False
+        """What has been accepted is still served, by workers that drain."""
         self._resting = True
         self._queue: deque[tuple[Connection, float]] = deque()
         """With the times at which they came."""
@@ -182,11 +184,13 @@ class Acceptor:
                 if self._accept_batch(listener, ACCEPTS_PER_TURN) < ACCEPTS_PER_TURN:
                     break
         self._rest()
+        self.stopping = True
         self._listeners = ()
         if self._pause is not None:
             self._pause.cancel()
         self._idle.close()
         self._dispatch_woken()
+        self._say_what_waits()
 
     def close(self) -> None:
         """Close what was never served. Workers have what they have."""
@@ -345,8 +349,15 @@ class Acceptor:
 
     def _hold(self, waiting: Sequence[tuple[Connection, float]]) -> None:
         self._queue.extend(waiting)
+        if self.stopping:
+            self._say_what_waits()
         if self._queue and (self._queue_timer is None or not self._queue_timer.pending):
             self._queue_timer = self._loop.call_later(QUEUE_INTERVAL, self.serve_queue)
+
+    def _say_what_waits(self) -> None:
+        # After those that were handed off: a worker that reads 0 finds all of them in its channel.
+        for worker in self._workers.values():
+            worker.assignments.set(AssignmentCell.WAITING, len(self._queue))
 
     def serve_queue(self) -> None:
         """Try again with what waits. Called when counters may have moved."""

@@ -43,7 +43,8 @@ any more, so it is killed then."""
 ABANDON_PATIENCE: Final = 2.0
 """Seconds to wait for a process that was sent SIGKILL."""
 
-_HAS_SERVED: Final = (WorkerState.READY, WorkerState.DRAINING, WorkerState.DRAINED)
+_SERVES: Final = (WorkerState.READY, WorkerState.DRAINING)
+_HAS_SERVED: Final = (*_SERVES, WorkerState.DRAINED)
 _LEVELS: Final = {
     actions.Level.INFO: logging.INFO,
     actions.Level.WARNING: logging.WARNING,
@@ -178,6 +179,7 @@ class Fleet:
                 # What it has not handed back by now, a worker ends itself.
                 for worker in self.workers.values():
                     worker.assignments.set(AssignmentCell.HAND_BACK, 0)
+                    self._take_all_handed_back(worker)
                 self._outcome(action)
             case _:
                 self._started = self._started or isinstance(action, actions.Started)
@@ -252,11 +254,19 @@ class Fleet:
 
     def _switch(self, ready: Sequence[int]) -> None:
         self.ready = frozenset(ready)
-        self._dispatcher.set_ready(ready)
+        self._dispatcher.set_ready(self._last_takers() if self.acceptor.stopping else ready)
         if self._steering is not None:
             self._steering.set_ready(ready)
         self.acceptor.serve_queue()
         self.on_switched()
+
+    def _last_takers(self) -> list[int]:
+        """Return who takes what is left when the server stops: it has been accepted."""
+        return [
+            worker.worker_id
+            for worker in self.workers.values()
+            if worker.scoreboard.get(Cell.STATE) in _SERVES
+        ]
 
     def _report(self, report: actions.Report) -> None:
         level, text = _LEVELS[report.level], report.text
@@ -337,6 +347,8 @@ class Fleet:
                 if traceback and not echo:
                     logger.error("%s: where it failed:\n%s", worker, traceback.rstrip())
             case messages.Drained():
+                if self.acceptor.stopping:
+                    self._dispatcher.set_ready(self._last_takers())
                 self.decide(self._supervisor.worker_drained(worker_id, now))
             case messages.Warning(text=text):
                 logger.warning("%s: %s", worker, text)
@@ -388,7 +400,7 @@ class Fleet:
             worker.close()
 
     def _take_all_handed_back(self, worker: WorkerHandle) -> None:
-        """What it had handed back before it died."""
+        """What it had handed back before it died, or is told to end."""
         while handed_back := worker.connections.recover():
             for index, fd in handed_back:
                 self.acceptor.handed_back([(index, fd, 0)])

@@ -40,7 +40,7 @@ from asgiri.ipc.messages import (
     SetLogLevel,
     Shed,
 )
-from asgiri.ipc.scoreboard import Assignments, Cell, Scoreboard, WorkerState
+from asgiri.ipc.scoreboard import AssignmentCell, Assignments, Cell, Scoreboard, WorkerState
 from asgiri.worker import boot, process, stacks
 from asgiri.worker.asgi import hop
 from asgiri.worker.asgi.app_thread import AppThread, cancel_all
@@ -218,9 +218,8 @@ class Worker:
         self._lifespan = Lifespan(
             application, self._services.scopes.lifespan_scope(), config.app.lifespan
         )
-        self._services.hand_back = HandBack(
-            resources.connections, Assignments(resources.segment.assignments), scoreboard
-        )
+        self._assignments = Assignments(resources.segment.assignments)
+        self._services.hand_back = HandBack(resources.connections, self._assignments, scoreboard)
         self._room = process.room_for_files()
         self._was_wanted_back = False
         self._settling = 0
@@ -505,9 +504,10 @@ class Worker:
     async def _wait_empty(self, until: float = float("inf")) -> bool:
         """Wait until nothing is open and nothing is under way; False when it took too long."""
         while True:
-            # Each time: those that were on their way to us come now.
+            # Each time: those that were on their way to us come now, or wait for room here.
             self._tcp.hand_back_unopened()
-            if self._is_empty and not self._settling and not self._read_connections():
+            awaited = self._settling or self._assignments.get(AssignmentCell.WAITING)
+            if self._is_empty and not self._read_connections() and not awaited:
                 return True
             # Looked at each time: the time left may become less on the way.
             if self._services.now() >= min(until, self._drain_until):

@@ -108,6 +108,7 @@ def test_the_master_writes_what_it_has_sent():
         "ring_drop_initial": 0,
         "taken_back": 0,
         "hand_back": 0,
+        "waiting": 0,
     }
 
 
@@ -130,7 +131,7 @@ def test_numbers_keep_their_meaning():
     # A master that took over reads the rows of workers that run the code before it: append only.
     assert [int(cell) for cell in Cell] == [*range(39), 40, *range(60, 71)]
     assert (Cell.BEAT_NS, Cell.TCP_CLOSED, Cell.QUIC_CLOSED, Cell.RSS_BYTES) == (4, 13, 16, 37)
-    assert [int(cell) for cell in AssignmentCell] == list(range(10))
+    assert [int(cell) for cell in AssignmentCell] == list(range(11))
     assert (Refusal.HTTP1_BAD_REQUEST, Refusal.HTTP2_RESET_FLOOD) == (0, 48)
     assert [state.name for state in WorkerState][3:5] == ["READY", "DRAINING"]
 

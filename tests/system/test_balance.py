@@ -22,6 +22,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.admin import Admin
 from tests.support.client import read_response, request
 from tests.support.fetch import fetch, http1
 from tests.support.http1_client import Http1Connection
@@ -195,6 +196,27 @@ async def test_while_all_compute_the_first_that_is_free_serves_what_waits():
 
 
 # Idle in the master
+
+
+async def test_a_stop_serves_what_comes_on_a_connection_that_is_on_its_way_back():
+    async with (
+        serve(workers=2, balance="request", graceful_timeout=10) as server,
+        remote_apps() as apps,
+        http1(server) as client,
+    ):
+        first = await client.start("GET", "/", apps.headers)
+        call = await apps.wait_call()
+        server.send_signal(signal.SIGSTOP)
+        # The worker hands the connection back, of which the master does not hear yet.
+        await call.respond()
+        call.finish()
+        assert (await read_response(first)).status == 200
+        await call.wait_ended()
+        second = await client.start("GET", "/hello")
+        server.send_signal(signal.SIGTERM)
+        server.send_signal(signal.SIGCONT)
+        assert (await read_response(second)).status == 200
+        assert await server.wait_exit() == 0
 
 
 async def test_an_idle_connection_lives_as_long_as_keep_alive_says():
@@ -450,3 +472,29 @@ async def test_workers_are_pinned_to_different_processors():
     async with serve(workers=2, cpu_affinity=True) as server:
         pinned = [psutil.Process(pid).cpu_affinity() for pid in server.worker_pids]
         assert pinned == [[allowed[0]], [allowed[1 % len(allowed)]]]
+
+
+async def test_a_stop_serves_what_waits_in_the_master():
+    async with (
+        serve(
+            workers=1,
+            limit_concurrency=1,
+            queue_timeout=20,
+            graceful_timeout=20,
+            admin="127.0.0.1:0",
+        ) as server,
+        remote_apps() as apps,
+        http1(server) as first,
+        http1(server) as second,
+    ):
+        admin = Admin(server)
+        begun = await first.start("GET", "/", apps.headers)
+        call = await apps.wait_call()
+        waiting = await second.start("GET", "/hello")
+        await admin.wait_status(lambda status: status["connections"]["waiting"])
+        server.send_signal(signal.SIGTERM)
+        await call.respond()
+        call.finish()
+        assert (await read_response(begun)).status == 200
+        assert (await read_response(waiting)).status == 200
+        assert await server.wait_exit() == 0
