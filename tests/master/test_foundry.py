@@ -27,6 +27,7 @@ from asgiri.master.loop import EventLoop
 from asgiri.master.processes import WorkerHandle, WorkerOrder
 from asgiri.master.supervisor import Supervisor
 from tests.support.crew import turn_until
+from tests.support.descriptors import memory_files, open_files
 
 pytestmark = [
     pytest.mark.slow,
@@ -157,11 +158,10 @@ def test_workers_are_forked_by_one_mold_and_are_children_of_the_master(make_scen
 def test_a_worker_has_its_own_channels_and_nobody_elses(make_scene):
     scene = make_scene(count=3)
     for worker in scene.run_until_started():
-        directory = Path(f"/proc/{worker.pid}/fd")
-        targets = [os.readlink(directory / name) for name in os.listdir(directory)]
+        targets = [file.target for file in open_files(worker.pid)]
         # Its two channels; no end of the mold's, of the master's or of another worker's.
         assert sum(target.startswith("socket:") for target in targets) == 2, targets
-        assert len({target for target in targets if "memfd" in target}) == 1
+        assert len(memory_files(worker.pid)) == 1
         assert not any(target.startswith("pipe:") for target in targets[3:])
 
 

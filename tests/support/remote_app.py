@@ -89,7 +89,7 @@ class Executor:
                         task = asyncio.ensure_future(self._carry_out(number, name, argument))
                         self._tasks.add(task)
                         task.add_done_callback(self._tasks.discard)
-        except asyncio.IncompleteReadError:
+        except (asyncio.IncompleteReadError, ConnectionError):
             return  # the test is over
         finally:
             for task in self._tasks:

@@ -12,6 +12,7 @@ import sys
 import psutil
 import pytest
 
+from tests.support.descriptors import memory_files, open_files
 from tests.support.fetch import fetch
 from tests.support.load import (
     Http2,
@@ -146,16 +147,11 @@ async def test_workers_share_nothing_that_belongs_to_one():
     async with serve(workers=3, preload=True, tls=True, http3=True) as server:
         memory = {}
         for pid in server.worker_pids:
-            directory = f"/proc/{pid}/fd"
-            found = {
-                os.stat(f"{directory}/{fd}").st_ino: os.readlink(f"{directory}/{fd}")
-                for fd in os.listdir(directory)
-            }
-            memory[pid] = {inode for inode, target in found.items() if "memfd" in target}
+            memory[pid] = memory_files(pid)
             assert len(memory[pid]) == 1
         assert len(set.union(*memory.values())) == 3
         (mold,) = mold_pids(server)
-        targets = [os.readlink(f"/proc/{mold}/fd/{fd}") for fd in os.listdir(f"/proc/{mold}/fd")]
+        targets = [file.target for file in open_files(mold)]
         assert sum(target.startswith("socket:") for target in targets) == 1, targets
         assert not any("memfd" in target for target in targets)
 

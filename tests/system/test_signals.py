@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.support.client import read_response
+from tests.support.descriptors import memory_files, open_files
 from tests.support.fetch import fetch, http1, wait_refusing
 from tests.support.remote_app import remote_apps
 from tests.support.server import PATIENCE, serve
@@ -189,17 +190,9 @@ async def test_nothing_is_inherited_that_is_not_needed():
     async with serve(workers=2, tls=True, http3=True) as server:
         await fetch(server)
         for pid in server.worker_pids:
-            directory = f"/proc/{pid}/fd"
-            targets = {fd: os.readlink(f"{directory}/{fd}") for fd in os.listdir(directory)}
-            # mmap(2) of Python keeps a duplicate: count files, not descriptors.
-            memory = {inode(pid, fd) for fd, target in targets.items() if "memfd" in target}
-            assert len(memory) == 1, targets
+            assert len(memory_files(pid)) == 1, open_files(pid)
             listening = psutil.Process(pid).net_connections("tcp")
             assert psutil.CONN_LISTEN not in {connection.status for connection in listening}
-
-
-def inode(pid: int, fd: str) -> int:
-    return os.stat(f"/proc/{pid}/fd/{fd}").st_ino
 
 
 async def test_sigquit_stops_at_once():

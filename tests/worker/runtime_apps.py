@@ -60,6 +60,7 @@ async def logs_debug(scope, receive, send):
 
 
 def block(seconds):
+    print("blocks", flush=True)
     time.sleep(seconds)
 
 

@@ -196,7 +196,7 @@ async def test_sigabrt_prints_the_stacks_of_both_threads():
         await worker.wait(Ready)
         async with await worker.connect() as client:
             client.get("/block-for-ever")
-            await worker.wait_until(lambda: worker.count(Cell.REQUESTS_ACTIVE))
+            await worker.wait_until(lambda: "blocks" in worker.log)
             worker.process.send_signal(signal.SIGABRT)
             assert await worker.wait_exit() == -signal.SIGABRT
         assert "in block" in worker.log
