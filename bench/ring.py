@@ -18,7 +18,6 @@ from typing import NamedTuple
 from lib.cpu import split_processors
 from lib.report import Row, print_table
 
-from asgiri.ipc.counter import EventCounter
 from asgiri.ipc.records import encode_peer, record_header
 from asgiri.ipc.ring import RingReader, RingWriter
 from asgiri.ipc.segment import Segment, create_ring
@@ -68,8 +67,7 @@ def ring() -> Ends:
 
     def consume(count: int) -> None:
         theirs = Segment.attach(os.dup(segment.fd))
-        counters = [EventCounter(os.dup(counter.fileno())) for counter in (published, consumed)]
-        consume_records(RingReader(theirs.ring, *counters), count)
+        consume_records(RingReader(theirs.ring, published, consumed), count)
 
     return Ends(produce, consume)
 

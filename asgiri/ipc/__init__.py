@@ -6,7 +6,7 @@ The master owns every socket. It starts workers as fresh interpreters and shares
     connection channel   accepted TCP connections, as descriptors      `channel`
     segment              sealed memfd: two pages of numbers, a ring    `segment`, `scoreboard`
     record channel       QUIC datagrams, through the ring and two      `ring`, `counter`, `records`
-                         eventfds, or through a stream pair            `stream`, `records`
+                         pipes, or through a stream pair               `stream`, `records`
 
 and, with HTTP/3, its UDP sockets, on which workers send and never read. The admin worker and
 `asgiri ctl` get the board instead, on which the master tells what all of them count (`board`);

@@ -31,13 +31,21 @@ import errno
 import os
 import resource
 import socket
+import struct
 from collections.abc import Iterable, Sequence
 from typing import Final, Self
 
 from asgiri.errors import ChannelClosedError, FdsLostError, LocalProtocolError
 from asgiri.ipc.messages import MAX_FRAME_SIZE, Message, decode_untrusted, encode
 
-__all__ = ["MAX_FDS", "OVERDUE", "ConnectionChannel", "ControlChannel"]
+__all__ = [
+    "MAX_FDS",
+    "OVERDUE",
+    "ConnectionChannel",
+    "ControlChannel",
+    "close_untrusted",
+    "disarm_untrusted",
+]
 
 MAX_FDS: Final = 64
 """Descriptors in one message. The kernel allows 253; those under way count against the sender's
@@ -62,6 +70,7 @@ _CLOSE_ON_EXEC: Final = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _RECEIVE_FLAGS: Final = int(socket.MSG_DONTWAIT) | _CLOSE_ON_EXEC
 _PEEK_FLAGS: Final = int(socket.MSG_DONTWAIT | socket.MSG_PEEK)
 _FRAME_CUT: Final = int(socket.MSG_TRUNC)
+_NO_LINGER: Final = struct.pack("ii", 0, 0)
 _FDS_CUT: Final = int(socket.MSG_CTRUNC)
 
 # ETOOMANYREFS: too many descriptors under way. ENOBUFS: macOS, the peer's buffer is full.
@@ -127,10 +136,10 @@ class _Channel:
         fds = _descriptors(ancillary)
         if not frame:
             # Also a worker that sends nothing at all: what it says cannot be told from its end.
-            _close_all(fds)
+            close_untrusted(fds)
             raise ChannelClosedError("channel: closed by the other process")
         if flags & _FDS_CUT:
-            _close_all(fds)
+            close_untrusted(fds)
             raise FdsLostError(
                 f"channel: descriptors dropped by the kernel, {len(fds)} closed", frame
             )
@@ -166,7 +175,7 @@ class ControlChannel(_Channel):
         message = None if flags & _FRAME_CUT else decode_untrusted(frame)
         if message is None:
             self.refused += 1
-            _close_all(fds)
+            close_untrusted(fds)
             return None, []
         return message, fds
 
@@ -203,7 +212,7 @@ class ConnectionChannel(_Channel):
         count = len(fds)
         if len(frame) not in (count, 2 * count) or flags & _FRAME_CUT:
             self.refused += 1
-            _close_all(fds)
+            close_untrusted(fds)
             return []
         return list(zip(frame[:count], fds, frame[count:] or bytes(count), strict=True))
 
@@ -258,7 +267,8 @@ class ConnectionChannel(_Channel):
         except OSError:
             return False
         finally:
-            _close_all(room)
+            for fd in room:
+                os.close(fd)
         return True
 
 
@@ -293,7 +303,28 @@ def _descriptors(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
     return fds.tolist()
 
 
-def _close_all(fds: Iterable[int]) -> None:
+def disarm_untrusted(fd: int) -> bool:
+    """See that nobody waits who closes a descriptor from another process; False: it is no socket.
+
+    SO_LINGER, which the sender can set, makes close(2) wait for the peer, O_NONBLOCK or not.
+    """
+    try:
+        # Family and kind are given, or Python would ask for them: 2 us instead of 1.
+        connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fileno=fd)
+    except OSError:
+        return False
+    try:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+    except OSError:
+        return False
+    finally:
+        connection.detach()
+    return True
+
+
+def close_untrusted(fds: Iterable[int]) -> None:
+    """Close descriptors that another process sent, without waiting for anybody."""
     for fd in fds:
+        disarm_untrusted(fd)
         with contextlib.suppress(OSError):
             os.close(fd)

@@ -165,7 +165,10 @@ class RecordReader(Protocol):
         """Return what to watch: readable when something was published."""
 
     def take(self, limit: int) -> list[Record]:
-        """Return up to `limit` records, [] when there is none. Never blocks."""
+        """Return up to `limit` records, [] when there is none. Never blocks.
+
+        Raises ChannelClosedError when the master is gone.
+        """
 
     def close(self) -> None:
         """Give the channel up."""

@@ -9,20 +9,22 @@ Layout of a worker's segment (sealed memfd, one per worker incarnation, created 
     8192     size   ring         master   datagram records, wrapping at `size` (see `records`)
     ...      65536  stacks       worker   text, when the master asks for it (see `segment`)
 
-Positions live in the two processes, never in shared memory. Two eventfds carry byte counts:
+Positions live in the two processes, never in shared memory. Two pipes carry byte counts:
 `published` (master adds, worker reads) and `consumed` (worker adds, master reads).
 
 Publication. The producer stores the records, then adds their size to `published`. A producer killed
 before that published nothing, so a reader never sees half a record. All that was put since the last
 publication is one batch: one join, one or two stores, one system call.
-Ordering. eventfd reads and writes take the same kernel lock: release by the writer, acquire by the
-reader. Python needs no fence, on x86-64 or arm64. A "consumer sleeps" flag would save the system
-call, but needs a store-load fence on both sides, which Python does not have.
-Wakeup. `published` is readable while there is something that the worker has not copied out.
+Ordering. Reads and writes of a pipe take the same kernel lock: release by the writer, acquire by
+the reader. Python needs no fence, on x86-64 or arm64. A "consumer sleeps" flag would save the
+system call, but needs a store-load fence on both sides, which Python does not have.
+Wakeup. `published` is readable while there is something that the worker has not copied out. A pipe
+that is full of counts keeps the newest back (`backlog`) until it is writable.
 Full. `put` returns False and the caller counts a drop by reason. It never blocks, never overwrites.
 Trust. The consumer checks magic and sizes of every record; the rest of a bad batch is dropped and
 counted, and the byte count leads to the next batch. The producer reads nothing from shared memory,
-and believes no count that would give it more than the whole ring.
+and believes no count that would give it more than the whole ring. No worker can make it wait
+(`counter`).
 Death. Each incarnation of a worker gets a new segment and new counters: nothing to resynchronise.
 
 Fixed slots with sequence numbers were slower (512 + 808 ns a record against 437 + 570), and would
@@ -30,18 +32,24 @@ split trains of datagrams. One datagram per AF_UNIX message costs 1095 + 1471 ns
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
+from asgiri.errors import ChannelClosedError
 from asgiri.ipc.records import Record, parse_records
 
 __all__ = ["Counter", "RingBuffer", "RingReader", "RingWriter"]
 
 
 class Counter(Protocol):
-    """Carries byte counts to the other process; see `counter.EventCounter`."""
+    """Carries byte counts to the other process; see `counter.PipeCounter`."""
+
+    owed: int
+    """Added, but not told for want of room."""
+    ended: bool
+    """Nobody is left who could add."""
 
     def fileno(self) -> int:
-        """Return what becomes readable when the count is not 0."""
+        """Return what becomes readable when the count is not 0; for the adder, writable."""
 
     def add(self, count: int) -> None:
         """Add to the count: everything stored before is visible to who takes it."""
@@ -63,8 +71,6 @@ class RingBuffer(Protocol):
 
 class RingWriter:
     """The master's end. Owns its ends of the two counters, not the buffer."""
-
-    backlog: Final = 0
 
     def __init__(self, buffer: RingBuffer, published: Counter, consumed: Counter) -> None:
         self._buffer = buffer
@@ -93,6 +99,11 @@ class RingWriter:
         self._reclaim()
         return self._size - self._free
 
+    @property
+    def backlog(self) -> int:
+        """Bytes published that the worker was not told of: `publish` again when writable."""
+        return self._published.owed
+
     def fileno(self) -> int:
         """Return the descriptor that `publish` writes to."""
         return self._published.fileno()
@@ -111,6 +122,8 @@ class RingWriter:
     def publish(self) -> int:
         """Store everything put since the last call, then make it visible; return its size."""
         if not self._parts:
+            if self._published.owed:
+                self._published.add(0)
             return 0
         batch = b"".join(self._parts)
         self._parts.clear()
@@ -131,13 +144,14 @@ class RingWriter:
 
     def to_state(self) -> dict[str, Any]:
         """Return what the next master needs to go on; after `publish`."""
-        return {"position": self._position, "unread": self._unread}
+        return {"position": self._position, "unread": self._unread, "owed": self._published.owed}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on where the writer that `to_state` told of has left off; before the first `put`."""
-        position, unread = int(state["position"]), int(state["unread"])
-        if not (0 <= position < self._size and 0 <= unread <= self._size):
+        position, unread, owed = (int(state[name]) for name in ("position", "unread", "owed"))
+        if not (0 <= position < self._size and 0 <= owed <= unread <= self._size):
             raise ValueError(f"ring of {self._size}: position {position}, {unread} unread")
+        self._published.owed = owed
         self._position, self._unread, self._free = position, unread, self._size - unread
 
     def close(self) -> None:
@@ -179,7 +193,10 @@ class RingReader:
         return self._published.fileno()
 
     def take(self, limit: int) -> list[Record]:
-        """Return up to `limit` records, [] when there is none. Never blocks."""
+        """Return up to `limit` records, [] when there is none. Never blocks.
+
+        Raises ChannelClosedError when the master is gone.
+        """
         if self._offset >= len(self._batch) and not self._copy_out():
             return []
         records, self._offset = parse_records(self._batch, self._offset, limit)
@@ -201,6 +218,8 @@ class RingReader:
     def _copy_out(self) -> bool:
         size = self._published.take()
         if size == 0:
+            if self._published.ended:
+                raise ChannelClosedError("ring: closed by the master")
             return False
         start = self._position
         end = start + size

@@ -16,7 +16,7 @@ from typing import Final, Self
 
 from asgiri.errors import IpcError, RingUnavailableError
 from asgiri.ipc.board import MAX_ROWS, board_size
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.scoreboard import PAGE_SIZE
 
 __all__ = ["RING_OFFSET", "STACKS_SIZE", "BoardMemory", "Segment", "create_ring", "stacks_signal"]
@@ -180,22 +180,17 @@ def stacks_signal() -> int | None:
     return getattr(signal, "SIGINFO", None)
 
 
-def create_ring(ring_size: int) -> tuple[Segment, EventCounter, EventCounter]:
+def create_ring(ring_size: int) -> tuple[Segment, PipeCounter, PipeCounter]:
     """Create a segment with a ring, its `published` and its `consumed`; called by the master.
 
-    Raises RingUnavailableError where memfd or eventfd are missing or refused; nothing is leaked.
+    Raises RingUnavailableError where memfd is missing or refused; nothing is leaked.
     """
     with contextlib.ExitStack() as created:
         segment = Segment.create(ring_size)
         created.callback(segment.close)
-        try:
-            published = EventCounter.create()
-            created.callback(published.close)
-            consumed = EventCounter.create()
-        except OSError as error:
-            if error.errno in _EXHAUSTED:
-                raise
-            raise RingUnavailableError(f"eventfd: {error.strerror}") from error
+        published = PipeCounter.create()
+        created.callback(published.close)
+        consumed = PipeCounter.create()
         created.pop_all()
         return segment, published, consumed
 

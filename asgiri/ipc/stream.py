@@ -1,10 +1,10 @@
-"""The records of `ring` over a socketpair: for hosts without memfd or eventfd, and as test oracle.
+"""The records of `ring` over a socketpair: for hosts without memfd, and as test oracle.
 
     master -> worker   u32 size, then a batch of `size` bytes of records (see `records`);
                        size 0 asks for counts that the worker could not return so far
     worker -> master   u32 each: bytes copied out, to be added up
 
-All integers little-endian. The counts that eventfds carry for the ring travel here in the stream,
+All integers little-endian. The counts that pipes carry for the ring travel here in the stream,
 so the two accept and refuse the same records in the same order. What the kernel does not take at
 once stays with the writer as `backlog`, bounded by the capacity like all the rest.
 
@@ -196,7 +196,7 @@ class StreamReader:
         """Return up to `limit` records, [] when there is none. Never blocks.
 
         Raises ChannelClosedError when the master is gone, RingCorruptError when the stream makes no
-        sense any more; neither can happen to a ring.
+        sense any more, which cannot happen to a ring.
         """
         if not self.pending:
             self._receive()

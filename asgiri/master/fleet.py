@@ -360,7 +360,7 @@ class Fleet:
     def _on_handed_back(self, worker: WorkerHandle) -> None:
         """One message of connections that a worker has nothing to do for."""
         try:
-            self.acceptor.handed_back(worker.connections.receive_aged())
+            self.acceptor.handed_back(worker.receive_handed_back())
         except FdsLostError as error:
             logger.error("%s: connections it handed back were lost: %s", worker, error)
         except ChannelClosedError:

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from asgiri.errors import ChannelClosedError, FdsLostError, StartError
 from asgiri.ipc import messages
-from asgiri.ipc.channel import ControlChannel
+from asgiri.ipc.channel import ControlChannel, close_untrusted
 from asgiri.master import molds
 from asgiri.master.actions import Action, KillSignal, Spawn
 from asgiri.master.loop import EventLoop
@@ -95,8 +95,7 @@ class _Mold:
             if received is None:
                 return
             message, fds = received
-            for fd in fds:  # no message of a mold's carries any
-                os.close(fd)
+            close_untrusted(fds)  # no message of a mold's carries any
             if message is not None:
                 yield message
 

@@ -27,8 +27,13 @@ from typing import Any, Final, Literal, Protocol, Self
 import asgiri
 from asgiri.config import RingConfig
 from asgiri.errors import ChannelClosedError, FdsLostError, RingUnavailableError, StartError
-from asgiri.ipc.channel import ConnectionChannel, ControlChannel
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.channel import (
+    ConnectionChannel,
+    ControlChannel,
+    close_untrusted,
+    disarm_untrusted,
+)
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.messages import DumpStacks, Hello, ListenerInfo, Message, decode_untrusted, encode
 from asgiri.ipc.records import RecordWriter
 from asgiri.ipc.ring import RingWriter
@@ -162,7 +167,9 @@ class _Records:
         self.kind: Literal["ring", "stream"] | None = None
         self.size = ring.size
         self.fds: list[int] = []
-        """Those that the worker gets; with a ring they are ours as well."""
+        """Those that the worker gets."""
+        self.counters: tuple[PipeCounter, ...] = ()
+        """Of a ring: published and consumed."""
         self.stream_end: socket.socket | None = None
         if wanted and ring.channel != "stream":
             try:
@@ -173,7 +180,8 @@ class _Records:
             else:
                 self.kind = "ring"
                 self.writer = RingWriter(self.segment.ring, published, consumed)
-                self.fds = [published.fileno(), consumed.fileno()]
+                self.counters = (published, consumed)
+                self.fds = [published.reading, consumed.writing]
                 return
         self.segment = Segment.create(0)
         if wanted:
@@ -189,10 +197,12 @@ class _Records:
         records.segment = Segment.attach(state["segment"])
         records.writer, records.kind = None, state["kind"]
         records.size = int(state["size"])
-        records.fds, records.stream_end = list(state["fds"]), None
+        records.fds, records.stream_end, records.counters = list(state["fds"]), None, ()
         match records.kind:
             case "ring":
-                published, consumed = (EventCounter(fd) for fd in records.fds)
+                published = PipeCounter(writing=records.fds[0])
+                consumed = PipeCounter(reading=records.fds[1])
+                records.counters = (published, consumed)
                 records.writer = RingWriter(records.segment.ring, published, consumed)
             case "stream":
                 ours = socket.socket(fileno=records.fds[0])
@@ -205,10 +215,17 @@ class _Records:
         """Return the descriptors of the record channel that the master keeps."""
         if isinstance(self.writer, StreamWriter):
             return (self.writer.fileno(),)
-        return tuple(self.fds)
+        if self.counters:
+            published, consumed = self.counters
+            return (published.writing, consumed.reading)
+        return ()
 
     def close_worker_ends(self) -> None:
-        """Close what only the worker needs. The counters of a ring belong to both."""
+        """Close what only the worker needs."""
+        if self.counters:
+            published, consumed = self.counters
+            published.close_reading()
+            consumed.close_writing()
         if self.stream_end is not None:
             self.stream_end.close()
 
@@ -364,12 +381,25 @@ class WorkerHandle:
             if received is None:
                 return
             message, fds = received
-            for fd in fds:  # no message of a worker's carries any
-                os.close(fd)
+            close_untrusted(fds)  # no message of a worker's carries any
             if message is None:
                 self.rubbish += 1
             else:
                 yield message
+
+    def receive_handed_back(self) -> list[tuple[int, int, int]]:
+        """Take one message of connections that it has nothing to do for, as `channel` has them.
+
+        Raises ChannelClosedError at its end, FdsLostError when they were lost.
+        """
+        connections = []
+        for listener, fd, age in self.connections.receive_aged():
+            if disarm_untrusted(fd):
+                connections.append((listener, fd, age))
+            else:
+                self.rubbish += 1
+                os.close(fd)
+        return connections
 
     # Where it stands
 

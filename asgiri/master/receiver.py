@@ -37,6 +37,8 @@ DATAGRAMS_PER_TURN: Final = 256
 0.7 ms of the master's time, a sixteenth of the kernel's buffer."""
 RECEIVE_SIZE: Final = 65535
 """The largest datagram, or train of them. A smaller buffer is not faster."""
+_DONT_WAIT: Final = int(socket.MSG_DONTWAIT)
+"""The workers' copies of a socket share its O_NONBLOCK, and whoever has one may clear it."""
 LOCAL_ADDRESSES: Final = 1024
 """Local addresses remembered per socket; more are only read again."""
 KERNEL_DROPS_INTERVAL: Final = 5.0
@@ -129,7 +131,7 @@ class Receiver:
         encode_peer = self._peers.encode
         index, now, steering, touched = self._index, self._loop.now, self._steering, self._touched
         for _ in range(DATAGRAMS_PER_TURN):
-            datagram, address = recvfrom(RECEIVE_SIZE)
+            datagram, address = recvfrom(RECEIVE_SIZE, _DONT_WAIT)
             self._datagrams += 1
             destination = steer(datagram, address, now)
             if isinstance(destination, WorkerHandle):
@@ -146,7 +148,7 @@ class Receiver:
         recvmsg = self._socket.recvmsg
         left = DATAGRAMS_PER_TURN
         while left > 0:
-            datagram, ancillary, _, address = recvmsg(RECEIVE_SIZE, _ANCILLARY_SIZE)
+            datagram, ancillary, _, address = recvmsg(RECEIVE_SIZE, _ANCILLARY_SIZE, _DONT_WAIT)
             local, segment_size = self._parse_ancillary(ancillary)
             if not 0 < segment_size < len(datagram):
                 self._datagrams += 1
@@ -238,7 +240,8 @@ class Receiver:
 
 
 class _Flush:
-    """Send on what a stream channel's kernel buffer did not take. A ring never needs it."""
+    """Send on what a stream channel's kernel buffer did not take. A ring needs it when its
+    worker has left thousands of small batches unread."""
 
     __slots__ = ("_loop", "_records")
 

@@ -23,7 +23,7 @@ from asgiri import logs
 from asgiri.config import Config
 from asgiri.errors import ChannelClosedError, ConfigError, ExitCode, StartError
 from asgiri.ipc.channel import ConnectionChannel, ControlChannel
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.messages import Failed, Hello, MoldHello
 from asgiri.ipc.records import RecordReader
 from asgiri.ipc.ring import RingReader
@@ -99,7 +99,8 @@ def _take_resources(hello: Hello, fds: list[int]) -> Resources:
     records: RecordReader | None = None
     match hello.record_channel:
         case "ring":
-            published, consumed = EventCounter(next(rest)), EventCounter(next(rest))
+            published = PipeCounter(reading=next(rest))
+            consumed = PipeCounter(writing=next(rest))
             records = RingReader(segment.ring, published, consumed)
         case "stream":
             stream = socket.socket(fileno=next(rest))

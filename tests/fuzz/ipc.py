@@ -24,7 +24,7 @@ from asgiri.ipc.control import (
     Scale,
     SetLevel,
 )
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.records import (
     PeerTable,
     Record,
@@ -93,10 +93,8 @@ _RING = 512
 def run_ring(data: bytes) -> None:
     script = Script(data)
     memory = bytearray(_RING)
-    published, consumed = (EventCounter.create() for _ in range(2))
-    writer = RingWriter(
-        memory, EventCounter(os.dup(published.fd)), EventCounter(os.dup(consumed.fd))
-    )
+    published, consumed = (PipeCounter.create() for _ in range(2))
+    writer = RingWriter(memory, published, consumed)
     reader = RingReader(memory, published, consumed)
     taken = put = 0
     scribbled = False

@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.records import encode_peer, record_header
 from asgiri.ipc.ring import RingReader, RingWriter
 from asgiri.ipc.segment import Segment, create_ring
@@ -25,7 +25,7 @@ LONGEST_LIFE = 0.012
 PEER = encode_peer(("192.0.2.7", 4433), 0, None)
 
 
-def produce(ring: tuple[Segment, EventCounter, EventCounter]) -> None:
+def produce(ring: tuple[Segment, PipeCounter, PipeCounter]) -> None:
     segment, published, consumed = ring
     writer = RingWriter(segment.ring, published, consumed)
     payloads = []

@@ -13,7 +13,7 @@ import socket
 import sys
 import zlib
 
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.records import Record, RecordFlag
 from asgiri.ipc.ring import RingReader
 from asgiri.ipc.segment import Segment
@@ -24,7 +24,7 @@ def open_reader(kind: str, size: int, fds: list[int]) -> RingReader | StreamRead
     if kind == "stream":
         return StreamReader(socket.socket(fileno=fds[0]), size)
     segment = Segment.attach(fds[0])
-    return RingReader(segment.ring, EventCounter(fds[1]), EventCounter(fds[2]))
+    return RingReader(segment.ring, PipeCounter(reading=fds[1]), PipeCounter(writing=fds[2]))
 
 
 def digest(value: int, record: Record) -> int:

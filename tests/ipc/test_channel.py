@@ -9,6 +9,7 @@ import resource
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -348,6 +349,25 @@ def test_listeners_and_descriptors_must_match(connections):
         connections[0].send(bytes(2), [0])
     with pytest.raises(LocalProtocolError, match="65 descriptors"):
         connections[0].send(bytes(65), [0] * 65)
+
+
+@pytest.mark.parametrize("channel", [ControlChannel, ConnectionChannel])
+def test_closing_what_came_with_rubbish_waits_for_nobody(channel):
+    ours, theirs = channel.pair()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        carried, _ = listener.accept()
+    carried.setblocking(False)
+    while select.select([], [carried], [], 0)[1]:
+        carried.send(bytes(1 << 16))  # nobody reads it
+    carried.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    with socket.socket(fileno=os.dup(theirs.fileno())) as raw:
+        socket.send_fds(raw, [b"rubbish"], [carried.fileno()])
+    carried.close()
+    ours.receive()  # for an hour, otherwise
+    assert ours.refused == 1
+    for owner in (ours, theirs, peer):
+        owner.close()
 
 
 @pytest.mark.parametrize(

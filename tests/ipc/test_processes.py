@@ -104,7 +104,7 @@ def reader_process(kind: str) -> Iterator[ReaderProcess]:
     with no_fd_leaks():
         if kind == "ring":
             segment, published, consumed = create_ring(SIZE)
-            theirs = [segment.fd, published.fd, consumed.fd]
+            theirs = [segment.fd, published.reading, consumed.writing]
             writer: RecordWriter = RingWriter(segment.ring, published, consumed)
             owners = [segment]
         else:

@@ -6,6 +6,7 @@ real processes are in `test_processes`, the comparison with the stream in `test_
 
 from __future__ import annotations
 
+import os
 from collections import deque
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from asgiri.errors import ChannelClosedError
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.records import HEADER_SIZE, Record, decode_peer, encode_peer, record_header
 from asgiri.ipc.ring import RingReader, RingWriter
 from tests.support.memory import Log, RecordingBuffer, RecordingCounter
@@ -285,6 +288,41 @@ def test_a_count_beyond_the_ring_is_corrupt_and_the_next_batch_is_found():
     assert ring.take_all() == [b"next"]
 
 
+# A counter that has no room
+
+
+def test_what_the_worker_was_not_told_of_is_told_as_soon_as_there_is_room():
+    memory = bytearray(1 << 20)
+    published, consumed = PipeCounter.create(), PipeCounter.create()
+    writer = RingWriter(memory, published, consumed)
+    reader = RingReader(memory, published, consumed)
+    header = record_header(0, 0, 0, len(PEER))
+    count = 0
+    while not writer.backlog:
+        assert writer.put(header, PEER, b"")
+        writer.publish()
+        count += 1
+    told = len(reader.take(count))
+    assert told == count - 1
+    other = RingWriter(memory, PipeCounter(writing=os.dup(published.writing)), consumed)
+    other.restore(writer.to_state())  # a takeover does not forget it
+    assert other.backlog == len(header) + len(PEER)
+    assert other.publish() == 0
+    assert (other.backlog, len(reader.take(count))) == (0, 1)
+    for owner in (writer, reader, other):
+        owner.close()
+
+
+def test_its_reader_learns_that_the_master_is_gone():
+    published, consumed = PipeCounter.create(), PipeCounter.create()
+    reader = RingReader(bytearray(512), published, consumed)
+    assert reader.take(1) == []
+    published.close_writing()
+    with pytest.raises(ChannelClosedError, match="closed by the master"):
+        reader.take(1)
+    reader.close()
+
+
 # Ownership
 
 
@@ -329,7 +367,12 @@ def test_a_writer_goes_on_where_another_has_left_off(sizes, exchanged_after):
 
 @pytest.mark.parametrize(
     "state",
-    [{"position": 512, "unread": 0}, {"position": -1, "unread": 0}, {"position": 0, "unread": 513}],
+    [
+        {"position": 512, "unread": 0, "owed": 0},
+        {"position": -1, "unread": 0, "owed": 0},
+        {"position": 0, "unread": 513, "owed": 0},
+        {"position": 0, "unread": 5, "owed": 6},
+    ],
 )
 def test_a_writer_s_state_that_cannot_be_is_refused(state):
     with pytest.raises(ValueError, match="ring of 512"):

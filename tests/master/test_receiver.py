@@ -156,6 +156,17 @@ def test_one_turn_takes_many_datagrams_and_wakes_each_worker_once(scene):
     assert workers[0].scoreboard.get(Cell.RING_RECORDS) == 50
 
 
+def test_a_worker_cannot_make_a_udp_socket_wait(scene):
+    """O_NONBLOCK is the socket's, not the descriptor's: a worker's copy can clear it."""
+    (worker,) = scene.hire()
+    client = scene.client()
+    with scene.listener.socket.dup() as copy:
+        copy.setblocking(True)
+        client.send(scene.short(worker.worker_id))
+        assert scene.receive(client)
+        scene.receiver.receive()  # there is nothing
+
+
 def test_a_turn_is_bounded(scene):
     (worker,) = scene.hire()
     client = scene.client()
@@ -353,11 +364,11 @@ def test_an_error_of_the_socket_is_counted_and_the_rest_published(scene):
     class Socket(socket.socket):
         calls = 0
 
-        def recvfrom(self, size):
+        def recvfrom(self, size, flags):
             Socket.calls += 1
             if Socket.calls == 2:
                 raise OSError(errno.ENOBUFS, "No buffer space available")
-            return super().recvfrom(size)
+            return super().recvfrom(size, flags)
 
     scene.receiver.stop()
     scene.listener.socket = Socket(fileno=scene.listener.socket.detach())

@@ -44,6 +44,8 @@ class RecordingCounter:
         self.name = name
         self.log = log
         self.count = 0
+        self.owed = 0
+        self.ended = False
         self.closed = False
 
     def fileno(self) -> int:

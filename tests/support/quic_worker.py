@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from asgiri.config import AppConfig, Config, Http1Config, Http3Config, TlsConfig
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.records import LocalAddress, PeerTable, RecordWriter, record_header
 from asgiri.ipc.ring import RingReader, RingWriter
 from asgiri.ipc.scoreboard import Refusal, Scoreboard
@@ -129,9 +129,14 @@ async def quic_worker(app: Callable[..., Any], **options: Any) -> AsyncIterator[
 
 def _ring() -> tuple[RecordWriter, RingReader]:
     memory = memoryview(bytearray(RING_SIZE))
-    published, consumed = (os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2))
-    writer = RingWriter(memory, EventCounter(os.dup(published)), EventCounter(os.dup(consumed)))
-    return writer, RingReader(memory, EventCounter(published), EventCounter(consumed))
+    published, consumed = (PipeCounter.create() for _ in range(2))
+    writer = RingWriter(
+        memory, PipeCounter(writing=published.writing), PipeCounter(reading=consumed.reading)
+    )
+    reader = RingReader(
+        memory, PipeCounter(reading=published.reading), PipeCounter(writing=consumed.writing)
+    )
+    return writer, reader
 
 
 def _stream() -> tuple[RecordWriter, StreamReader]:

@@ -24,7 +24,7 @@ import time
 from asgiri.errors import ChannelClosedError
 from asgiri.ipc import messages
 from asgiri.ipc.channel import ConnectionChannel, ControlChannel
-from asgiri.ipc.counter import EventCounter
+from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.messages import Drain, Drained, Failed, Hello, Importing, Quit, Ready
 from asgiri.ipc.records import PeerTable, RecordReader
 from asgiri.ipc.ring import RingReader
@@ -47,7 +47,8 @@ class TinyWorker:
         rest = fds[2:]
         self.records: RecordReader | None = None
         if hello.record_channel == "ring":
-            published, consumed = EventCounter(rest[0]), EventCounter(rest[1])
+            published = PipeCounter(reading=rest[0])
+            consumed = PipeCounter(writing=rest[1])
             self.records = RingReader(self.segment.ring, published, consumed)
             rest = rest[2:]
         elif hello.record_channel == "stream":

@@ -160,12 +160,7 @@ async def test_a_full_ring_costs_the_clients_of_its_worker_and_nobody_else():
     async with serve(tls=True, http3=True, ring_size=131072, admin="127.0.0.1:0") as server:
         admin = Admin(server)
         await admin.wait_ready()
-        connections = {}
-        while len(connections) < 2:
-            connection = await Http3Connection.connect("127.0.0.1", server.port)
-            pid = int((await request(connection, "GET", "/pid")).body)
-            if connections.setdefault(pid, connection) is not connection:
-                await connection.close()
+        connections = await connect_to_both(server)
         stopped, other = server.worker_pids
         os.kill(stopped, signal.SIGSTOP)
         flood = b"\x40" + connections[stopped].quic.server_connection_ids[0] + bytes(1180)
@@ -185,6 +180,97 @@ async def test_a_full_ring_costs_the_clients_of_its_worker_and_nobody_else():
 
 
 # Broken
+
+MALICIOUS = '''
+import contextlib, fcntl, os, socket, stat, struct
+from tests.support.apps import app as inner, respond
+
+async def app(scope, receive, send):
+    if scope.get("path") != "/wait":
+        return await inner(scope, receive, send)
+    await respond(send, b"%d" % os.getpid())
+    peer, carried = busy_pair()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            kind = os.fstat(fd).st_mode
+            name = os.readlink(f"/proc/self/fd/{fd}")
+        except OSError:
+            continue
+        if fd > 2 and (stat.S_ISFIFO(kind) or stat.S_ISSOCK(kind) or "eventfd" in name):
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
+        if stat.S_ISFIFO(kind) and fd > 2:
+            fill(f"/proc/self/fd/{fd}", b"\\xff" * 8)
+        elif "eventfd" in name:
+            os.write(fd, b"\\xfe" + b"\\xff" * 7)
+        elif stat.S_ISSOCK(kind) and name != os.readlink(f"/proc/self/fd/{carried.fileno()}"):
+            with socket.socket(fileno=os.dup(fd)) as channel:
+                if channel.family == socket.AF_UNIX:
+                    with contextlib.suppress(OSError):
+                        rubbish, fds = [b"x" * 9], [carried.fileno()]
+                        socket.send_fds(channel, rubbish, fds, socket.MSG_DONTWAIT)
+    carried.close()
+    print("waiting enough", flush=True)
+    while True:  # reads nothing more, and comes back to no event loop
+        pass
+
+def fill(path, content):
+    pipe = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        while True:
+            os.write(pipe, content)
+    except BlockingIOError:
+        os.close(pipe)
+
+def busy_pair():
+    """A connection whose last close would wait for an hour."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        peer = socket.create_connection(listener.getsockname())
+        carried, _ = listener.accept()
+    carried.setblocking(False)
+    try:
+        while True:
+            carried.send(bytes(1 << 16))
+    except BlockingIOError:
+        pass
+    carried.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 3600))
+    return peer, carried
+'''
+
+
+@pytest.mark.slow
+async def test_a_worker_that_wants_the_master_to_wait_hurts_nobody_else(tmp_path: Path):
+    (tmp_path / "malicious.py").write_text(MALICIOUS)
+    async with serve(
+        "malicious:app", tls=True, http3=True, app_dir=tmp_path, admin="127.0.0.1:0", timeout=0
+    ) as server:
+        server.allowed_in_log += [".*"]
+        admin = Admin(server)
+        await admin.wait_ready()
+        connections = await connect_to_both(server)
+        malicious = int((await fetch(server, "/wait")).body)
+        (healthy,) = set(connections) - {malicious}
+        await server.wait_line("waiting enough")
+        flood = b"\x40" + connections[malicious].quic.server_connection_ids[0] + bytes(100)
+        for _ in range(20):
+            connections[malicious].send_raw(flood)
+            assert int((await request(connections[healthy], "GET", "/pid")).body) == healthy
+            assert (await admin.get("/status")).status == 200
+        assert int((await fetch(server, "/pid")).body) == healthy
+        os.kill(malicious, signal.SIGKILL)
+        for connection in connections.values():
+            await connection.abort()
+
+
+async def connect_to_both(server: Server) -> dict[int, Http3Connection]:
+    """A connection to each of two workers, by its process."""
+    connections: dict[int, Http3Connection] = {}
+    while len(connections) < 2:
+        connection = await Http3Connection.connect("127.0.0.1", server.port)
+        pid = int((await request(connection, "GET", "/pid")).body)
+        if connections.setdefault(pid, connection) is not connection:
+            await connection.close()
+    return connections
+
 
 BROKEN = '''
 import asyncio, ctypes, os, socket, stat
@@ -234,12 +320,7 @@ async def test_a_worker_that_writes_rubbish_to_the_master_hurts_nobody_else(tmp_
         admin = Admin(server)
         await admin.wait_ready()
         master, both = server.pid, dict(server.workers)
-        connections = {}
-        while len(connections) < 2:
-            connection = await Http3Connection.connect("127.0.0.1", server.port)
-            pid = int((await request(connection, "GET", "/pid")).body)
-            if connections.setdefault(pid, connection) is not connection:
-                await connection.close()
+        connections = await connect_to_both(server)
         broken = int((await fetch(server, "/break")).body)
         (healthy,) = set(both.values()) - {broken}
         assert int((await server.wait_line(r"broken enough: (\d+) bytes"))[1]) >= 65536

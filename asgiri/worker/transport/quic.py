@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from asgiri.config import TlsConfig
+from asgiri.errors import ChannelClosedError
 from asgiri.ipc.connection_id import (
     CONNECTION_ID_LENGTH,
     ConnectionIdCodec,
@@ -180,7 +181,11 @@ class QuicEndpoint:
         until = now + BATCH_SECONDS
         count = 0
         while count < BATCH_RECORDS:
-            records = reader.take(TAKE_RECORDS)
+            try:
+                records = reader.take(TAKE_RECORDS)
+            except ChannelClosedError:  # the control channel says what follows from it
+                services.loop.remove_reader(reader.fileno())
+                return
             if not records:
                 break
             count += len(records)
