@@ -871,13 +871,6 @@ class FlowConfig(Section):
     low_water: Annotated[int, Option("--flow-low-water", unit=Unit.BYTES, minimum=0)] = 16384
     """Bytes left when the sender may go on. A quarter: each pause is worth its system calls."""
 
-    max_unsent: Annotated[int, Option("--flow-max-unsent", unit=Unit.BYTES, minimum=1 << 20)] = (
-        24 << 20
-    )
-    """Bytes of answers that a worker keeps for clients that do not take them. Beyond, those that
-    have taken nothing for longest are broken off. 300 streams at their mark with the calls that
-    they keep waiting; more only costs memory where so many clients are slow."""
-
     def contradictions(self) -> Iterator[ConfigError]:
         if self.low_water >= self.high_water:
             remedy = f"must be smaller than --flow-high-water, which is {self.high_water}"

@@ -166,9 +166,6 @@ TESTED_BY: Final = {
     "--flow-high-water": (
         "worker/protocol/test_http2.py::test_a_paused_stream_is_resumed_below_the_low_mark"
     ),
-    "--flow-max-unsent": (
-        "worker/transport/test_unsent.py::test_http2_streams_without_a_window_are_broken_off"
-    ),
     "--flow-low-water": (
         "worker/protocol/test_http2.py::test_a_paused_stream_is_resumed_below_the_low_mark"
     ),

@@ -216,8 +216,6 @@ class Refusal(enum.IntEnum):
     WEBSOCKET_FRAGMENT_FLOOD = 116
     WEBSOCKET_CLOSE_TIMEOUT = 117
     WEBSOCKET_QUEUE_LIMIT = 118
-    UNSENT_LIMIT = 119
-    """The worker keeps too much for clients that take nothing: a connection has lost some of it."""
 
 
 class DropReason(enum.IntEnum):

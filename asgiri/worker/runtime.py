@@ -40,14 +40,7 @@ from asgiri.ipc.messages import (
     SetLogLevel,
     Shed,
 )
-from asgiri.ipc.scoreboard import (
-    AssignmentCell,
-    Assignments,
-    Cell,
-    Refusal,
-    Scoreboard,
-    WorkerState,
-)
+from asgiri.ipc.scoreboard import AssignmentCell, Assignments, Cell, Scoreboard, WorkerState
 from asgiri.worker import boot, process, stacks
 from asgiri.worker.asgi import hop
 from asgiri.worker.asgi.app_thread import AppThread, cancel_all
@@ -77,7 +70,6 @@ from asgiri.worker.transport.heartbeat import (
 from asgiri.worker.transport.http1 import Http1Session
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.tcp import TcpEndpoint
-from asgiri.worker.transport.unsent import UnsentAnswers
 
 if TYPE_CHECKING:
     from asgiri.worker.transport.quic import QuicEndpoint
@@ -603,13 +595,6 @@ def make_services(
         ),
         scoreboard=scoreboard,
         deadlines=sweep,
-        unsent=UnsentAnswers(
-            config.flow.max_unsent,
-            now=time.monotonic,
-            soon=functools.partial(loop.call_soon, context=application.context),
-            later=functools.partial(loop.call_later, context=application.context),
-            relieved=functools.partial(scoreboard.refuse, Refusal.UNSENT_LIMIT),
-        ),
     )
 
 

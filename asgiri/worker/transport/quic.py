@@ -376,7 +376,6 @@ class QuicEndpoint:
             self._note_connection_ids(session, now)
         if events := engine.sent_events():
             session.handle_events(events)
-        session.transmitted()
         if engine.is_closed:
             self._forget(session, now, datagrams[-1][0] if is_closing and datagrams else b"")
         else:

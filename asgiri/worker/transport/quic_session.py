@@ -12,14 +12,11 @@ from asgiri.worker.protocol.http3 import Http3Connection
 from asgiri.worker.transport.deadlines import NEVER
 from asgiri.worker.transport.services import WorkerServices
 from asgiri.worker.transport.session import HttpSession
-from asgiri.worker.transport.unsent import STREAM_COST
 
 logger = logging.getLogger("asgiri.worker")
 
 CHECK_PERIOD: Final = 1.0
 """How often a connection with open requests is looked at for those that do not move."""
-SHORTEST_PATIENCE: Final = 0.25
-"""Seconds after which a stream of which nothing has left can be given up, at the earliest."""
 
 
 class SessionOwner(Protocol):
@@ -117,23 +114,6 @@ class QuicSession(HttpSession):
         if not self._exchanges:
             self.look_after(self._services.now())
         super()._begin_exchange(event)
-
-    def transmitted(self) -> None:
-        """The endpoint has sent what could be sent."""
-        if self._unsent or self.engine.has_written:
-            waiting, size = self.engine.count_unsent()
-            self._report_unsent(size + STREAM_COST * waiting)
-
-    def give_up_stalled(self, now: float, patience: float) -> None:
-        config = self._services.config.http1
-        head_patience = config.header_timeout or NEVER
-        # What leaves is seen to leave only from one look to the next.
-        send_patience = max(patience, SHORTEST_PATIENCE)
-        self.handle_events(
-            self.engine.drop_stalled(now, head_patience=head_patience, send_patience=send_patience)
-        )
-        self._flush()
-        self.transmitted()
 
     def _flush(self) -> None:
         if self.engine.output_is_due:

@@ -15,7 +15,6 @@ from asgiri.worker.asgi.scope import ScopeBuilder
 from asgiri.worker.asgi.websocket import WebSocketEnvironment
 from asgiri.worker.transport.deadlines import Deadlines
 from asgiri.worker.transport.handback import HandBack
-from asgiri.worker.transport.unsent import UnsentAnswers
 
 if TYPE_CHECKING:
     from asgiri.worker.transport.session import HttpSession
@@ -36,7 +35,6 @@ class WorkerServices:
     scopes: ScopeBuilder
     scoreboard: Scoreboard
     deadlines: Deadlines
-    unsent: UnsentAnswers
     sessions: dict[HttpSession, None] = field(default_factory=dict)
     """Every open connection, the oldest first, and closed ones whose application calls have not
     returned. Keeps both alive.

@@ -61,7 +61,6 @@ class HttpSession:
         "_scopes",
         "_services",
         "_shed",
-        "_unsent",
         "_writing_paused",
         "number",
         "overdue",
@@ -78,8 +77,6 @@ class HttpSession:
         self._handling = False
         self._gone = False
         self._shed = False
-        self._unsent = 0
-        """Bytes last reported to `UnsentAnswers`."""
         self._writing_paused = False
         self.number = next(services.numbers)
         self.overdue = False
@@ -127,7 +124,6 @@ class HttpSession:
         if self._gone:
             return
         self._gone = True
-        self._report_unsent(0)
         self._deferred.clear()
         self._tell_disconnected()
         self._forget_if_finished()
@@ -147,16 +143,6 @@ class HttpSession:
         for stream_id, exchange in list(self._exchanges.items()):
             if stream_id not in self._paused_streams:
                 exchange.resume_writing()
-
-    def _report_unsent(self, size: int) -> None:
-        """So much is kept for a client that has not taken it."""
-        if size != self._unsent:
-            self._unsent = size
-            self._services.unsent.report(self, size)
-
-    def give_up_stalled(self, now: float, patience: float) -> None:
-        """For `UnsentAnswers` to call."""
-        raise NotImplementedError
 
     # For the worker's runtime to call
 
