@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from wsproto.extensions import Extension
-from wsproto.frame_protocol import CloseReason, Frame, FrameProtocol, Opcode, ParseFailed
+from wsproto.frame_protocol import (
+    CloseReason,
+    Frame,
+    FrameProtocol,
+    Opcode,
+    ParseFailed,
+    RsvBits,
+)
 
 from asgiri.ipc.scoreboard import Refusal
 from asgiri.worker.protocol.events import Headers
@@ -25,6 +32,7 @@ from asgiri.worker.protocol.websocket_frames import (
     NEED_MORE,
     PING,
     TEXT,
+    TOO_BIG,
     FrameReader,
 )
 
@@ -126,6 +134,30 @@ def _members(value: bytes) -> list[str]:
     return [member.decode("ascii") for member in members if member and member.isascii()]
 
 
+class _Announced(Extension):
+    """Refuses a frame by its header when it brings more than its message may have. Not compressed
+    ones: their length says little of what comes out of them, which has a bound of its own.
+    """
+
+    name = "announced"
+
+    def __init__(self, codec: WebSocketCodec) -> None:
+        self._codec = codec
+
+    def enabled(self) -> bool:
+        return True
+
+    def offer(self) -> bool:
+        return False  # nothing of it is ever on the wire
+
+    def frame_inbound_header(
+        self, proto: Any, opcode: Opcode, rsv: RsvBits, payload_length: int
+    ) -> CloseReason | RsvBits:
+        if not opcode.iscontrol() and payload_length > self._codec.room:
+            return CloseReason.MESSAGE_TOO_BIG
+        return RsvBits(False, False, False)
+
+
 class WebSocketCodec:
     """Feed `receive_data`, take `next_event` until it gives None; write what the `send_*` methods
     return.
@@ -135,7 +167,7 @@ class WebSocketCodec:
     """
 
     def __init__(self, *, max_message_size: int, deflate: Deflate | None = None) -> None:
-        extensions: list[Extension] = [] if deflate is None else [deflate]
+        extensions: list[Extension] = [deflate or _Announced(self)]
         self._frames = FrameProtocol(client=False, extensions=extensions)
         self._received: Iterator[Frame] = iter(())
         self._plain: FrameReader | None = FrameReader(max_size=max_message_size)
@@ -147,6 +179,11 @@ class WebSocketCodec:
         self._parts: list[Any] = []
         self._size = 0
         self._ended = False
+
+    @property
+    def room(self) -> int:
+        """Bytes that the message which has begun may still have."""
+        return self._max_message_size - self._size
 
     # Receiving
 
@@ -166,6 +203,8 @@ class WebSocketCodec:
             plain = self._plain.next_frame()
             if plain is NEED_MORE:
                 return None
+            if plain is TOO_BIG:
+                return self._too_big()
             if plain is not FOREIGN:
                 return self._translate_plain(*plain)
             rest, self._plain = self._plain.take_rest(), None
@@ -204,8 +243,7 @@ class WebSocketCodec:
     def _message_part(self, part: str | bytes, *, finished: bool) -> WebSocketEvent | None:
         self._size += len(part) if isinstance(part, bytes) or part.isascii() else len(part.encode())
         if self._size > self._max_message_size:
-            detail = f"message of more than {self._max_message_size} bytes"
-            return self._violation(1009, Refusal.WEBSOCKET_TOO_BIG, detail)
+            return self._too_big()
         self._parts.append(part)
         if len(self._parts) > MAX_FRAGMENTS:
             detail = f"message of more than {MAX_FRAGMENTS} parts"
@@ -215,6 +253,10 @@ class WebSocketCodec:
         parts, self._parts = self._parts, []
         size, self._size = self._size, 0
         return MessageReceived(part if len(parts) == 1 else type(part)().join(parts), size)
+
+    def _too_big(self) -> WebSocketViolation:
+        detail = f"message of more than {self._max_message_size} bytes"
+        return self._violation(1009, Refusal.WEBSOCKET_TOO_BIG, detail)
 
     def _violation(self, code: int, reason: Refusal, detail: str) -> WebSocketViolation:
         self._ended = True

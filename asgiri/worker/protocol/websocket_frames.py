@@ -44,6 +44,8 @@ NEED_MORE: Final = (0, b"")
 """What has come is no whole frame yet."""
 FOREIGN: Final = (-1, b"")
 """What comes next is not a plain frame."""
+TOO_BIG: Final = (-2, b"")
+"""What comes next announces more than may be."""
 
 
 class FrameReader:
@@ -54,7 +56,7 @@ class FrameReader:
     __slots__ = ("_data", "_max_size", "_missing", "_parts", "_start")
 
     def __init__(self, *, max_size: int) -> None:
-        """`max_size`: of a payload; a longer one is left to others, as what breaks a rule is."""
+        """`max_size`: of a message's payload; a longer one is refused when its header has come."""
         self._max_size = max_size
         self._data = b""
         self._start = 0
@@ -84,7 +86,7 @@ class FrameReader:
         self._start = 0
 
     def next_frame(self) -> tuple[int, bytes]:
-        """Return the first byte of the next frame and its payload, or NEED_MORE, or FOREIGN."""
+        """Return the next frame's first byte and its payload, or NEED_MORE, FOREIGN, TOO_BIG."""
         data, start = self._data, self._start
         left = len(data) - start
         if left < 2:
@@ -102,10 +104,10 @@ class FrameReader:
             if left < 2 + wide:
                 return NEED_MORE
             length = int.from_bytes(data[start + 2 : start + 2 + wide])
-            if length < (126 if wide == 2 else 65536):
-                return FOREIGN  # not the minimal number of bytes
+            if length < (126 if wide == 2 else 65536) or length >> 63:
+                return FOREIGN  # not the minimal number of bytes, or with its first bit
         if length > self._max_size and first <= BINARY:
-            return FOREIGN
+            return TOO_BIG
         end = payload + length
         if end > len(data):
             self._missing = end - len(data)

@@ -226,6 +226,17 @@ def test_a_message_that_is_too_big_is_noticed_before_it_is_complete():
     assert violation(receive(half, made=made)) == (1009, Refusal.WEBSOCKET_TOO_BIG)
 
 
+@pytest.mark.parametrize("first", [b"", encode_frame(Opcode.BINARY, bytes(900), fin=False)])
+@pytest.mark.parametrize("fin", [True, False])
+def test_a_frame_that_announces_too_much_is_refused_by_its_header(first, fin):
+    made = codec(1000)
+    opcode = Opcode.CONTINUATION if first else Opcode.BINARY
+    size = 101 if first else 1001
+    header = encode_frame(opcode, bytes(size), fin=fin)[:-size]
+    assert receive(first, header[:-5], made=made) == []
+    assert violation(receive(header[-5:], made=made)) == (1009, Refusal.WEBSOCKET_TOO_BIG)
+
+
 @pytest.mark.slow
 def test_endless_fragments_are_ended():
     made = codec()
