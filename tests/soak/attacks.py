@@ -333,9 +333,9 @@ async def qpack_bomb(attacker: Attacker) -> None:
 async def rapid_reset3(attacker: Attacker) -> None:
     connection = await connect3(attacker)
     try:
-        while True:
+        while not connection.closed.is_set():
             await attacker.may_send()
-            exchange = await connection.start("GET", "/hello")
+            exchange = await connection.start("GET", "/sleep")
             await exchange.cancel()
             await asyncio.sleep(0)
     finally:
