@@ -94,10 +94,12 @@ async def test_an_http3_client_whose_network_ends_leaves_nothing_behind(server: 
         call.finish()
         connection.vanish()
     metrics = await Admin(server).metrics()
-    while metrics.by("asgiri_connections_open", "version").get("3"):
+    # The application may return a moment after its connection has ended.
+    while metrics.by("asgiri_connections_open", "version").get("3") or metrics.value(
+        "asgiri_requests_active"
+    ):
         await asyncio.sleep(0.05)
         metrics = await Admin(server).metrics()
-    assert metrics.value("asgiri_requests_active") == 0
 
 
 # TCP
